@@ -1,0 +1,122 @@
+"""Configuration sections become frozen dataclasses here; every mistake is a one-line `ConfigError`.
+
+A `ConfigDict` stops at this door. Below it, code receives hashable dataclasses that hold only the numbers it uses.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """A mistake of the user: the message is one line that names the field, the value, what is allowed and a way out."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> ConfigError:
+    """The error for a name that is not in `known`, with the closest match as the way out."""
+    known = sorted(known)
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return ConfigError(f"unknown {kind} {name!r}; known: {', '.join(known) or 'none'}{hint}")
+
+
+def parse(cls: type, values: Mapping[str, Any], path: str) -> Any:
+    """Builds the frozen dataclass `cls` from a mapping.
+
+    Args:
+      cls: a dataclass; nested dataclasses, tuples, Literals, optionals and plain scalars are understood.
+      values: the section's keys. Lists become tuples and integers are accepted where a float is asked for.
+      path: where the section sits in the configuration ("model", "optim.players.critic"); used in messages.
+    Returns:
+      An instance of `cls`, hashable if its fields are.
+    Raises:
+      ConfigError: unknown, missing or ill-typed keys, or a relation that `cls.__post_init__` refuses.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{path}={values!r} must be a section with keys {', '.join(_fields(cls))}")
+    fields = _fields(cls)
+    for key in values:
+        if key not in fields:
+            raise unknown("key", f"{path}.{key}" if path else key, [f"{path}.{f}" if path else f for f in fields])
+    hints = typing.get_type_hints(cls)
+    kwargs = {}
+    for name, field in fields.items():
+        where = f"{path}.{name}" if path else name
+        if name in values:
+            kwargs[name] = _convert(hints[name], values[name], where)
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{where} is missing; it must be {_describe(hints[name])}")
+    try:
+        return cls(**kwargs)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _fields(cls: type) -> dict[str, dataclasses.Field]:
+    return {f.name: f for f in dataclasses.fields(cls) if f.init}
+
+
+def _describe(hint: Any) -> str:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return "one of " + ", ".join(repr(a) for a in args)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_describe(a) for a in args)
+    if hint is type(None):
+        return "None"
+    if origin is tuple:
+        inner = args[0] if args else Any
+        return f"a tuple of {_describe(inner)}" if args[-1:] == (...,) else f"a tuple of {len(args)} values"
+    if dataclasses.is_dataclass(hint):
+        return f"a section with keys {', '.join(_fields(hint))}"
+    return getattr(hint, "__name__", str(hint))
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    def refuse() -> ConfigError:
+        return ConfigError(f"{where}={value!r} has type {type(value).__name__}; it must be {_describe(hint)}")
+
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin is typing.Literal:
+        if any(value == a and type(value) is type(a) for a in args):
+            return value
+        raise unknown(f"value of {where}", value, map(str, args)) if isinstance(value, str) else refuse()
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        last = refuse()
+        for arg in (a for a in args if a is not type(None)):
+            try:
+                return _convert(arg, value, where)
+            except ConfigError as error:
+                last = error
+        raise last
+    if dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else parse(hint, value, where)
+    if origin is tuple or hint is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise refuse()
+        if args and args[-1] is not Ellipsis and len(args) != len(value):
+            raise refuse()
+        inner = (
+            [args[0] if args[-1] is Ellipsis else args[i] for i in range(len(value))] if args else [Any] * len(value)
+        )
+        return tuple(_convert(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(inner, value)))
+    if hint is float:
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+        raise refuse()
+    if hint is int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        raise refuse()
+    if isinstance(hint, type) and isinstance(value, hint):
+        return value
+    raise refuse()

@@ -1,0 +1,36 @@
+"""Shape-typed array aliases and the run-time checker shared by the whole package."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jaxtyping
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped, UInt8
+
+try:
+    from beartype import beartype as _checker
+except ModuleNotFoundError:  # a bare GPU machine: annotations stay documentation there
+    _checker = None
+
+Key = PRNGKeyArray
+Params = Mapping[str, Any]
+Variables = Mapping[str, Any]  # {"params": ..., plus untrained collections}
+Metrics = Mapping[str, Array]
+
+__all__ = [
+    "Array",
+    "Bool",
+    "Float",
+    "Int",
+    "Key",
+    "Metrics",
+    "Params",
+    "Shaped",
+    "UInt8",
+    "Variables",
+    "typechecked",
+]
+
+
+def typechecked(fn):
+    """Checks the shape annotations of `fn` when it is called; free at run time under jit, where only tracing calls it."""
+    return jaxtyping.jaxtyped(fn, typechecker=_checker)
