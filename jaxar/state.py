@@ -15,7 +15,7 @@ from jaxar.typing import Array, Float, Int, Key, Params, Variables
 
 @flax.struct.dataclass
 class Guard:
-    """Statistics behind the refusal of bad updates: updates refused in all and in a row, mean accepted gradient norm."""
+    """Why updates are refused: how many were, in all and in a row, and the mean accepted gradient norm."""
 
     skipped: Int[Array, ""]
     streak: Int[Array, ""]

@@ -143,8 +143,8 @@ def _update(
     if spec.project is not None:
         params, aux = spec.project(params, aux, key)
     emas = {
-        ema_name(d): jax.tree.map(lambda e, p: e + (1 - d) * (p.astype(e.dtype) - e), player.emas[ema_name(d)], params)
-        for d in (optimizer.ema if spec.ema else ())
+        ema_name(decay): optax.incremental_update(params, player.emas[ema_name(decay)], 1 - decay)
+        for decay in (optimizer.ema if spec.ema else ())
     }
     mean = jnp.where(player.guard.norm > 0, 0.99 * player.guard.norm + 0.01 * norm, norm)
     updated = player.replace(

@@ -32,5 +32,5 @@ __all__ = [
 
 
 def typechecked(fn):
-    """Checks the shape annotations of `fn` when it is called; free at run time under jit, where only tracing calls it."""
+    """Checks the shape annotations of `fn` at each call; under jit only tracing calls it, so it is free at run time."""
     return jaxtyping.jaxtyped(fn, typechecker=_checker)

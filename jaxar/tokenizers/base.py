@@ -118,12 +118,15 @@ class MultiscaleTokenizer(Tokenizer, Protocol):
     """A tokenizer whose tokens are residual maps, coarse to fine, summed into one feature map `f_hat` (VAR)."""
 
     def teacher_input(self, variables: Variables, ids: Int[Array, "b n"]) -> Float[Array, "b m c"]:
-        """Inputs of scales 2..K for given ids: cumulative features, area-resized to each next scale. m = n - scale_lengths[0]."""
+        """Inputs of scales 2..K for given ids: cumulative features, area-resized to each next scale.
+
+        m = n - scale_lengths[0].
+        """
 
     def next_input(
         self, variables: Variables, scale: int, f_hat: Float[Array, "b h w c"], ids: Int[Array, "b s"]
     ) -> tuple[Float[Array, "b h w c"], Float[Array, "b m c"] | None]:
-        """Adds the map of `scale` (0-based) to `f_hat`; returns the sum and the input of the next scale (None after the last)."""
+        """Adds the map of `scale` (0-based) to `f_hat`; returns the sum and the next scale's input (None at the end)."""
 
 
 @dataclasses.dataclass(frozen=True)
