@@ -126,7 +126,7 @@ class MultiscaleTokenizer(Tokenizer, Protocol):
     def next_input(
         self, variables: Variables, scale: int, f_hat: Float[Array, "b h w c"], ids: Int[Array, "b s"]
     ) -> tuple[Float[Array, "b h w c"], Float[Array, "b m c"] | None]:
-        """Adds the map of `scale` (0-based) to `f_hat`; returns the sum and the next scale's input (None at the end)."""
+        """Adds the map of `scale` (0-based) to `f_hat`; returns the sum and the next input (None at the end)."""
 
 
 @dataclasses.dataclass(frozen=True)
