@@ -1,0 +1,103 @@
+"""Runs build on runs: weights of other workdirs are copied once, and the child is complete from then on."""
+
+import pathlib
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from jaxar import checkpoints, settings, weights, workdir
+from jaxar.config import ConfigError, parse
+from jaxar.methods.base import Method, Task
+from jaxar.typing import Variables
+
+NAMES = ("tokenizer", "teacher")
+
+
+def sections(config: Mapping[str, Any]) -> dict[str, settings.Parent]:
+    """The parents that a configuration names. A teacher's tokenizer is the child's unless it names its own."""
+    named = {}
+    for name in NAMES:
+        section = config.get(name) or {}
+        if "from_" in section:
+            named[name] = parse(settings.Parent, section, name)
+    if "teacher" in named and not config.get("tokenizer"):
+        inherited = pathlib.Path(named["teacher"].from_) / "parents" / "tokenizer"
+        if inherited.exists():
+            named["tokenizer"] = settings.Parent(named["teacher"].from_)
+    return named
+
+
+def adopt(child: pathlib.Path, name: str, parent: settings.Parent, mesh: Mesh) -> dict[str, Any]:
+    """Copies what the child needs of a parent into `child/parents/name`, unless it is there already.
+
+    Args:
+      name: "tokenizer" or "teacher".
+    Returns:
+      The parent's record: "described" (for `task.json`), "origin", "step", "ema", "digest" of the weights.
+    Raises:
+      ConfigError: the parent is no run, has no checkpoint, or no tokenizer.
+    """
+    folder = child / "parents" / name
+    if (folder / "parent.json").is_file():
+        return workdir.read_json(folder / "parent.json")
+    origin, role = pathlib.Path(parent.from_), f"{name}.from_"
+    config = workdir.open_config(origin, role)
+    described = workdir.read_json(origin / "task.json")
+    if name == "tokenizer" and (origin / "parents" / "tokenizer" / "parent.json").is_file():
+        return _copy(origin / "parents" / "tokenizer", folder)
+    task = settings.build_task(described)
+    method = settings.build_method(config, task)
+    player = next(iter(method.players()))
+    if name == "tokenizer" and player != "tokenizer":
+        raise ConfigError(f"{role}={parent.from_!r} holds no tokenizer; name the workdir of a tokenizer's training")
+    step = weights.choose_step(origin, config, parent.step, role)
+    ema = parent.ema if parent.ema is not None else parse(settings.EvalConfig, config.get("eval") or {}, "eval").ema
+    variables = weights.load_weights(origin, method, player, step, ema, mesh)
+    folder.mkdir(parents=True, exist_ok=True)
+    marks = checkpoints.save_tree(folder / "weights", variables)
+    if name == "tokenizer":
+        what = described["tokenizer"]
+    else:
+        what = {"config": {k: config.get(k) or {} for k in ("method", "model")}, "task": described}
+    record = {
+        "described": what,
+        "image": described["image"],
+        "origin": str(origin),
+        "step": step,
+        "ema": ema,
+        "digest": workdir.digest(marks),
+    }
+    if jax.process_index() == 0:
+        workdir.write_json(folder / "parent.json", record)
+    return record
+
+
+def _copy(source: pathlib.Path, target: pathlib.Path) -> dict[str, Any]:
+    if jax.process_index() == 0:
+        partial = target.with_suffix(".tmp")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(source, partial)
+        partial.rename(target)
+    return workdir.read_json(source / "parent.json")
+
+
+def load_adopted(child: pathlib.Path, task: Task, mesh: Mesh) -> dict[str, Variables]:
+    """Variables of all adopted parents, by name."""
+    frozen = {}
+    inits = {"tokenizer": task.tokenizer.init if task.tokenizer else None, "teacher": _first_init(task.teacher)}
+    for name in NAMES:
+        folder = child / "parents" / name
+        if (folder / "parent.json").is_file():
+            frozen[name] = checkpoints.load_tree(folder / "weights", weights.abstract_variables(inits[name], mesh))
+    return frozen
+
+
+def _first_init(method: Method | None):
+    if method is None:
+        return None
+    first = next(iter(method.players()))
+    return lambda key: method.init(key)[first]

@@ -1,0 +1,95 @@
+"""Sampling at any scale: batches over the mesh, one compilation, every sample a function of (seed, id, condition)."""
+
+import functools
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from jaxar import partition
+from jaxar.methods.base import Cond, Method
+from jaxar.tokenizers.base import Tokenizer
+from jaxar.typing import Array, Float, Int, Key, UInt8, Variables, typechecked
+
+
+@typechecked
+def to_uint8(images: Float[Array, "b h w c"]) -> UInt8[Array, "b h w c"]:
+    """Images in [-1, 1] to 0..255, rounded."""
+    return jnp.clip(jnp.round((images + 1) * 127.5), 0, 255).astype(jnp.uint8)
+
+
+@typechecked
+def sample_keys(seed: int, ids: Int[Array, " b"]) -> Key:
+    """One key per sample, from the seed and the sample's global id."""
+    return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(ids)
+
+
+class Sampler:
+    """A compiled sampler for fixed options: `sampler(variables, cond, ids, seed) -> uint8 images`.
+
+    Calls of any size run in batches of `batch_size`; the last one is padded, so that one program serves them all.
+    """
+
+    def __init__(
+        self, method: Method, tokenizer: Tokenizer | None, options: Any, mesh: Mesh, batch_size: int | None = None
+    ):
+        self._mesh, self.batch_size = mesh, batch_size
+        self._draw = functools.partial(_draw, method, tokenizer, options)
+        self.compile_seconds = self.run_seconds = 0.0
+        self._compiled: dict[Any, Any] = {}
+
+    def __call__(self, variables: dict[str, Variables], cond: dict[str, np.ndarray], ids: np.ndarray, seed: int):
+        """Images of the samples `ids` with conditions `cond` (leading axis as `ids`), uint8 [b h w c]."""
+        return np.concatenate([images for _, images in self.batches(variables, cond, ids, seed)])
+
+    def batches(
+        self, variables: dict[str, Variables], cond: dict[str, np.ndarray], ids: np.ndarray, seed: int
+    ) -> Iterator[tuple[slice, np.ndarray]]:
+        """The same batch by batch: (rows, images)."""
+        ways = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
+        size = min(self.batch_size or len(ids), len(ids))
+        size = -(-size // ways) * ways
+        for start in range(0, len(ids), size):
+            rows = slice(start, min(start + size, len(ids)))
+            pad = np.resize(np.arange(rows.start, rows.stop), size)
+            batch = {name: values[pad] for name, values in cond.items()}
+            images = self._run(variables, batch, ids[pad].astype(np.uint32), seed)
+            yield rows, images[: rows.stop - rows.start]
+
+    def _run(self, variables: dict[str, Variables], cond: Cond, ids: np.ndarray, seed: int) -> np.ndarray:
+        place = partition.batch_sharding(self._mesh)
+        with jax.set_mesh(self._mesh):
+            cond, ids = jax.device_put((cond, ids), place)
+            args = (variables, cond, ids, jnp.uint32(seed))
+            shapes = jax.tree.map(lambda x: (x.shape, x.dtype), (cond, ids))
+            signature = str(shapes)
+            if signature not in self._compiled:
+                begun = time.perf_counter()
+                self._compiled[signature] = jax.jit(self._draw).lower(*args).compile()
+                self.compile_seconds += time.perf_counter() - begun
+            begun = time.perf_counter()
+            images = self._compiled[signature](*args)
+            if jax.process_count() > 1:
+                images = multihost_utils.process_allgather(images, tiled=True)
+            images = np.asarray(images)
+            self.run_seconds += time.perf_counter() - begun
+        return images
+
+
+def _draw(
+    method: Method,
+    tokenizer: Tokenizer | None,
+    options: Any,
+    variables: dict[str, Variables],
+    cond: Cond,
+    ids: Int[Array, " b"],
+    seed: Int[Array, ""],
+) -> UInt8[Array, "b h w c"]:
+    tokens = method.sample(variables, cond, sample_keys(seed, ids), options)
+    images = tokenizer.decode(variables["tokenizer"], tokens) if tokenizer else tokens.latents
+    return to_uint8(images)

@@ -1,0 +1,122 @@
+"""The files of one run, and how a run is described so that it opens again without its data and parents.
+
+config.json       the resolved configuration
+task.json         what data, tokenizer and teacher fixed: enough to rebuild the method
+environment.json  versions, devices and mesh of the last start
+metrics.jsonl     one line per logged step
+checkpoints/      Orbax, a folder per step
+parents/NAME/     weights copied from another run, with their origin in parent.json
+samples/          grids drawn while training
+DONE              written when the last step is saved
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import platform
+import subprocess
+from importlib import metadata
+from typing import Any
+
+import jax
+
+from jaxar.config import ConfigError
+
+# Keys that may change between starts of the same run: they steer length, layout and logging, not what is learnt.
+FREE = ("train.num_steps", "train.log_every", "train.checkpoint_every", "train.keep", "mesh", "eval", "sample")
+
+
+def read_json(path: pathlib.Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Atomic: readers see the old file or the new one."""
+    partial = path.with_suffix(f".{os.getpid()}.tmp")
+    partial.write_text(json.dumps(value, indent=2) + "\n")
+    partial.replace(path)
+
+
+def normalized(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration as it reads back from JSON (tuples are lists)."""
+    try:
+        return json.loads(json.dumps(config))
+    except TypeError as error:
+        raise ConfigError(f"the configuration holds a value that JSON cannot store: {error}") from error
+
+
+def open_config(workdir: pathlib.Path, role: str) -> dict[str, Any]:
+    """The configuration of an existing workdir.
+
+    Args:
+      role: how the user named it ("--workdir", "tokenizer.from_"); used in messages.
+    Raises:
+      ConfigError: the folder does not hold a run.
+    """
+    if not (workdir / "config.json").is_file() or not (workdir / "task.json").is_file():
+        what = "does not exist" if not workdir.exists() else "holds no run (no config.json)"
+        raise ConfigError(f"{role}={str(workdir)!r} {what}; train it first: python -m jaxar.train --workdir={workdir}")
+    return read_json(workdir / "config.json")
+
+
+def check_same_run(workdir: pathlib.Path, config: dict[str, Any]) -> None:
+    """Refuses to resume a workdir with a configuration that describes another run.
+
+    Raises:
+      ConfigError: naming the first key that differs.
+    """
+    if not (workdir / "config.json").is_file():
+        return
+    old, new = _flat(read_json(workdir / "config.json")), _flat(config)
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key) and not any(key == f or key.startswith(f + ".") for f in FREE):
+            raise ConfigError(
+                f"{key}={new.get(key)!r}, but {workdir} was started with {old.get(key)!r}; "
+                f"choose a new --workdir, or pass --config.{key}={old.get(key)!r}"
+            )
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in values.items():
+        name = f"{prefix}.{key}" if prefix else key
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, name)
+        else:
+            flat[name] = value
+    return flat
+
+
+def environment(mesh: jax.sharding.Mesh) -> dict[str, Any]:
+    """Where and with what a run was started."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    return {
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in packages},
+        "git_revision": _git_revision(),
+        "devices": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
+        "processes": jax.process_count(),
+        "mesh": dict(mesh.shape),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_revision() -> str | None:
+    command = ["git", "-C", str(pathlib.Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip() or None
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+
+
+def digest(fingerprints: dict[str, int]) -> str:
+    """One short name for a set of weights, from the fingerprints of its arrays."""
+    text = json.dumps(fingerprints, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
