@@ -1,0 +1,1 @@
+"""Datasets, augmentation, token caches and the loader."""

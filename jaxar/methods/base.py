@@ -155,7 +155,10 @@ class Method(abc.ABC):
 
     @abc.abstractmethod
     def evaluate(self, variables: dict[str, Variables], batch: Batch, key: Key) -> Metrics:
-        """Validation figures of one batch, averaged over it, without dropout."""
+        """Validation figures of one batch, without dropout.
+
+        Figures of shape [b] are averaged over the valid examples of the split, scalars over its batches.
+        """
 
     def sample(self, variables: dict[str, Variables], cond: Cond, keys: Key, options: Any) -> Tokens:
         """One sample per entry of `cond`.
