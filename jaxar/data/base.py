@@ -86,6 +86,17 @@ class DataConfig:
         return pathlib.Path(path).expanduser().absolute()
 
 
+def make_folder(path: pathlib.Path, field: str) -> pathlib.Path:
+    """Makes a folder with its parents; `field` is what the user set to choose it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{field}: {path} cannot be made ({error.strerror}); choose a folder you can write"
+        ) from error
+    return path
+
+
 @dataclasses.dataclass(frozen=True)
 class DataInfo:
     """What models and samplers need to know about a dataset.
@@ -96,6 +107,7 @@ class DataInfo:
       class_names: one per label.
       splits: number of examples of "train" and "test".
       text: shape of the text features in the batches, None without text.
+      captions: a few captions as examples, () without text.
       tokens: the tokens in the batches if the data is pre-encoded, else None.
       tokenizer: fingerprint of the tokenizer that encoded them, else None.
     """
@@ -106,5 +118,6 @@ class DataInfo:
     class_names: tuple[str, ...]
     splits: Mapping[str, int]
     text: TextSpec | None = None
+    captions: tuple[str, ...] = ()
     tokens: TokenSpec | None = None
     tokenizer: str | None = None

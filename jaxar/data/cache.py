@@ -21,7 +21,7 @@ from typing import BinaryIO, Literal
 import numpy as np
 
 from jaxar.config import ConfigError, parse
-from jaxar.data.base import DataConfig, DataInfo, Example, Source, Variants
+from jaxar.data.base import DataConfig, DataInfo, Example, Source, Variants, make_folder
 from jaxar.methods.base import TextSpec
 from jaxar.tokenizers.base import ImageSpec, TokenSpec
 
@@ -58,6 +58,7 @@ class Metadata:
     tokens: TokenSpec
     tokenizer: str
     text: TextSpec | None
+    captions: tuple[str, ...]
     shard_size: int
     files: tuple[File, ...] = ()
     version: Literal[1] = 1
@@ -88,6 +89,7 @@ def info(config: DataConfig) -> DataInfo:
         class_names=first.class_names,
         splits={split: metadata.num_examples for split, metadata in splits.items()},
         text=first.text,
+        captions=first.captions,
         tokens=first.tokens,
         tokenizer=first.tokenizer,
     )
@@ -132,7 +134,7 @@ def start(folder: pathlib.Path, plan: Metadata) -> list[int]:
     Raises:
       ConfigError: the folder holds a cache with other settings.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "token cache")
     for name in ("metadata.json", "plan.json"):
         if (folder / name).is_file():
             found = dataclasses.replace(_parse(folder / name), files=())

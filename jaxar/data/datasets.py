@@ -11,6 +11,7 @@ from jaxar.data import cache
 from jaxar.data.base import DataConfig, DataInfo, Source
 
 SPLITS = ("train", "test")
+_NUM_CAPTIONS = 16
 
 
 def configure(values: Mapping[str, Any], path: str = "data") -> DataConfig:
@@ -33,7 +34,13 @@ def info(config: DataConfig) -> DataInfo:
     if config.cache is not None:
         return cache.info(config)
     found = _module(config.name).info(config)
-    return dataclasses.replace(found, text=config.text) if config.text is not None else found
+    if config.text is None:
+        return found
+    source = _module(config.name).open(config, "test")
+    examples = [source[index] for index in range(min(len(source), _NUM_CAPTIONS))]
+    if "caption" not in examples[0]:
+        raise ConfigError(f"data.text={config.text} needs captions and {config.name!r} has none; remove data.text")
+    return dataclasses.replace(found, text=config.text, captions=tuple(e["caption"] for e in examples))
 
 
 def open_split(config: DataConfig, split: str) -> Source:

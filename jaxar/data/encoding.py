@@ -70,6 +70,7 @@ def encode_split(
         tokens=tokens,
         tokenizer=tokenizer,
         text=stored_text.spec if stored_text else info.text,
+        captions=info.captions,
         shard_size=shard_size,
     )
 

@@ -8,7 +8,7 @@ import os
 import pathlib
 import tempfile
 
-from jaxar.data.base import DataConfig, DataInfo, Source
+from jaxar.data.base import DataConfig, DataInfo, Source, make_folder
 from jaxar.data.sources import tfds
 
 _FOLDER = "digits/1.0.0"
@@ -50,7 +50,7 @@ def _prepare(root: pathlib.Path) -> None:
 
     tensorflow_datasets.disable_progress_bar()
     target = root / _FOLDER
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent, "data.data_dir")
     with tempfile.TemporaryDirectory(dir=root, prefix=".digits-") as scratch:
         builder = Digits(data_dir=scratch, file_format="array_record")
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces a download that does not happen

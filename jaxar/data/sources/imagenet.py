@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxar.config import ConfigError
 from jaxar.data import images
-from jaxar.data.base import DataConfig, DataInfo, Example, Source
+from jaxar.data.base import DataConfig, DataInfo, Example, Source, make_folder
 from jaxar.data.sources import folder
 from jaxar.tokenizers.base import ImageSpec
 
@@ -128,7 +128,7 @@ def _cached_listing(tar: pathlib.Path, split: str, directory: pathlib.Path) -> n
         return np.load(path, allow_pickle=False)
     members = _train_members(tar) if split == "train" else _val_members(tar)
     listing = np.array(sorted(members), [("name", "U32"), ("offset", np.int64), ("size", np.int64)])
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent, "data.data_dir")
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     with scratch.open("wb") as file:
         np.save(file, listing)
