@@ -145,6 +145,14 @@ class Method(abc.ABC):
     def init(self, key: Key) -> dict[str, Variables]:
         """Fresh variables of every player, parameters boxed with their logical axis names."""
 
+    def frozen(self) -> dict[str, Variables]:
+        """Variables that losses and figures read and nothing trains, beside those of parents: read once, from files.
+
+        The trainer adds them to the variables of every call. They are no constants of the compiled step and are not
+        part of the checkpoint.
+        """
+        return {}
+
     @abc.abstractmethod
     def losses(self) -> tuple[LossSpec, ...]:
         """The static plan of losses, in the order in which they are applied."""

@@ -1,0 +1,220 @@
+"""Residual multi-scale vector quantization: token maps of growing size whose codes add up to one feature map (VAR).
+
+The codes of scale k are enlarged to the full grid, smoothed by a convolution phi, and added to the running sum `f_hat`;
+the next scale codes what is left of the features.
+
+Reference: Tian et al., Visual Autoregressive Modeling: Scalable Image Generation via Next-Scale Prediction, 2024,
+Algorithms 1 and 2.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxar.config import ConfigError
+from jaxar.nn import quantize, resize
+from jaxar.nn.convnet import ConvStack
+from jaxar.partition import logical
+from jaxar.tokenizers import _code_use
+from jaxar.tokenizers._autoencoder import Autoencoder, Dtype, grid_side
+from jaxar.tokenizers._code_use import DEFAULT_GUARD, CodeGuard
+from jaxar.tokenizers.base import ImageSpec, Reconstruction, Tokens, TokenSpec
+from jaxar.typing import Array, Float, Int, Key, Params, Variables, typechecked
+
+KERNEL = 3  # window of phi and of the convolutions around the quantizer
+OFFICIAL_STACK = ConvStack(160, (1, 1, 2, 2, 4))
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The `tokenizer` section; defaults are VAR's stride-16 tokenizer of 256-pixel images.
+
+    Attributes:
+      vocab_size: number of codes, shared by all scales.
+      code_channels: width of a code.
+      stack: sizes of encoder and decoder.
+      scales: side of each token map, coarse to fine; the last is the grid of the encoder.
+      num_phi: convolutions phi; 1 shares one over all scales, as many as scales gives each its own, a number between
+        shares each among neighbouring scales.
+      phi_ratio: r in phi(x) = (1 - r) x + r conv(x).
+      beta: weight of the commitment loss against the codebook loss.
+      guard: against dead codes.
+      dtype: encoder and decoder compute in it; quantization is float32 always.
+    """
+
+    vocab_size: int = 4096
+    code_channels: int = 32
+    stack: ConvStack = OFFICIAL_STACK
+    scales: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+    num_phi: int = 4
+    phi_ratio: float = 0.5
+    beta: float = 0.25
+    guard: CodeGuard = DEFAULT_GUARD
+    dtype: Dtype = "float32"
+
+    def __post_init__(self):
+        for name in ("vocab_size", "code_channels"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"tokenizer.{name}={getattr(self, name)} must be at least 1")
+        if len(self.scales) < 2 or self.scales[0] < 1 or any(a >= b for a, b in zip(self.scales, self.scales[1:])):
+            raise ConfigError(
+                f"tokenizer.scales={self.scales} must be at least two growing sides; for one scale use tokenizer 'vq'"
+            )
+        if not 1 <= self.num_phi <= len(self.scales):
+            raise ConfigError(f"tokenizer.num_phi={self.num_phi} must lie in [1, {len(self.scales)}], the scales")
+        if not 0 < self.phi_ratio <= 1:
+            raise ConfigError(f"tokenizer.phi_ratio={self.phi_ratio} must lie in (0, 1]")
+
+
+def phi_index(scale: int, num_scales: int, num_phi: int) -> int:
+    """Which phi serves `scale` (0-based): the one whose tick on [0, 1] is nearest to scale / (num_scales - 1).
+
+    Ties and the special margin of four ticks are those of the published code, on which released weights depend.
+    """
+    margin = 1 / (3 if num_phi == 4 else 2) / num_phi
+    ticks = np.linspace(margin, 1 - margin, num_phi)
+    return int(np.argmin(np.abs(ticks - scale / (num_scales - 1))))
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiscaleVQ:
+    """A multi-scale tokenizer; ids of all scales are concatenated coarse to fine, each map row by row."""
+
+    config: Config
+    image: ImageSpec
+    spec: TokenSpec
+
+    @property
+    def _net(self) -> Autoencoder:
+        c = self.config
+        return Autoencoder(c.stack, self.image.channels, c.code_channels, c.code_channels, KERNEL, c.dtype)
+
+    def init(self, key: Key) -> Variables:
+        net_key, code_key, phi_key = jax.random.split(key, 3)
+        c, side = self.config, self.config.stack.stride
+        params = self._net.init(net_key, jnp.zeros((1, side, side, self.image.channels)))["params"]
+        codes = jax.random.normal(code_key, (c.vocab_size, c.code_channels)) * c.code_channels**-0.5
+        codebook = logical(lambda: codes, "vocab", "embed_table")()
+        statistics = _code_use.create(codes, len(c.scales))
+        return {
+            "params": {**params, "codebook": codebook, "phi": _init_phi(phi_key, c.num_phi, c.code_channels)},
+            _code_use.COLLECTION: statistics,
+        }
+
+    @typechecked
+    def features(self, variables: Variables, images: Float[Array, "b h w c"]) -> Float[Array, "b gh gw e"]:
+        """Encoder features before quantization, on the grid of the last scale."""
+        return self._net.apply({"params": variables["params"]}, images, method="encode")
+
+    @typechecked
+    def contribution(self, variables: Variables, scale: int, ids: Int[Array, "b s"]) -> Float[Array, "b gh gw e"]:
+        """What the token map of `scale` (0-based) adds to the feature map: its codes, enlarged and smoothed by phi."""
+        params = variables["params"]
+        codes = quantize.lookup(params["codebook"], ids).reshape(ids.shape[0], *self.spec.scales[scale], -1)
+        enlarged = resize.bicubic(codes, self.spec.grid)
+        index, ratio = phi_index(scale, len(self.spec.scales), self.config.num_phi), self.config.phi_ratio
+        smoothed = jax.lax.conv_general_dilated(
+            enlarged,
+            params["phi"]["kernel"][index],
+            window_strides=(1, 1),
+            padding="SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            precision=quantize.PRECISION,
+        )
+        return (1 - ratio) * enlarged + ratio * (smoothed + params["phi"]["bias"][index])
+
+    @typechecked
+    def residual(self, variables: Variables, features: Float[Array, "b gh gw e"]) -> quantize.Residual:
+        """Codes of all scales for encoder features, and the feature map after each scale."""
+        return quantize.quantize_residual(
+            features,
+            self.spec.scales,
+            lambda target: quantize.nearest(target, variables["params"]["codebook"]),
+            lambda scale, ids: self.contribution(variables, scale, ids),
+        )
+
+    @typechecked
+    def cumulative_features(self, variables: Variables, ids: Int[Array, "b n"]) -> Float[Array, "s b gh gw e"]:
+        """`f_hat` after each scale for given ids."""
+        maps = [self.contribution(variables, k, part) for k, part in enumerate(self._split(ids))]
+        return jnp.cumsum(jnp.stack(maps), axis=0)
+
+    @typechecked
+    def decode_features(self, variables: Variables, f_hat: Float[Array, "b gh gw e"]) -> Float[Array, "b h w c"]:
+        """Images of a feature map, not clipped."""
+        return self._net.apply({"params": variables["params"]}, f_hat, method="decode")
+
+    @typechecked
+    def encode(self, variables: Variables, images: Float[Array, "b h w c"], key: Key | None = None) -> Tokens:
+        return Tokens(ids=self.residual(variables, self.features(variables, images)).ids)
+
+    @typechecked
+    def decode(self, variables: Variables, tokens: Tokens) -> Float[Array, "b h w c"]:
+        return jnp.clip(self.decode_features(variables, self.cumulative_features(variables, tokens.ids)[-1]), -1, 1)
+
+    @typechecked
+    def teacher_input(self, variables: Variables, ids: Int[Array, "b n"]) -> Float[Array, "b m e"]:
+        sums = self.cumulative_features(variables, ids)
+        inputs = [resize.area(f_hat, size) for f_hat, size in zip(sums, self.spec.scales[1:])]
+        return jnp.concatenate([x.reshape(x.shape[0], -1, x.shape[-1]) for x in inputs], axis=1)
+
+    @typechecked
+    def next_input(
+        self, variables: Variables, scale: int, f_hat: Float[Array, "b gh gw e"], ids: Int[Array, "b s"]
+    ) -> tuple[Float[Array, "b gh gw e"], Float[Array, "b m e"] | None]:
+        f_hat = f_hat + self.contribution(variables, scale, ids)
+        if scale + 1 == len(self.spec.scales):
+            return f_hat, None
+        resized = resize.area(f_hat, self.spec.scales[scale + 1])
+        return f_hat, resized.reshape(f_hat.shape[0], -1, f_hat.shape[-1])
+
+    @typechecked
+    def reconstruct(
+        self, variables: Variables, images: Float[Array, "b h w c"], key: Key | None, train: bool
+    ) -> Reconstruction:
+        c, stop = self.config, jax.lax.stop_gradient
+        features = self.features(variables, images)
+        residual = self.residual(variables, features)
+        terms = {
+            "codebook_loss": jnp.mean((residual.sums - stop(features)) ** 2),
+            "commitment_loss": c.beta * jnp.mean((stop(residual.sums) - features) ** 2),
+        }
+        reconstruction = self.decode_features(variables, quantize.straight_through(features, residual.sums[-1]))
+        use = _code_use.observe(variables, residual.ids, residual.targets, self.spec, c.guard, train)
+        return Reconstruction(reconstruction, sum(terms.values()), terms | use.metrics, use.collections)
+
+    def project(self, params: Params, collections: dict[str, Any], key: Key) -> tuple[Params, dict[str, Any]]:
+        return _code_use.project(params, collections, self.spec, self.config.guard, key)
+
+    def _split(self, ids: Array) -> list[Array]:
+        return jnp.split(ids, np.cumsum(self.spec.scale_lengths)[:-1], axis=1)
+
+
+def _init_phi(key: Key, num_phi: int, channels: int) -> dict[str, Any]:
+    """Kernel [p kh kw e e] and bias [p e]; each phi starts like any other convolution of its size."""
+    make = jax.nn.initializers.lecun_normal(batch_axis=0)
+    return {
+        "kernel": logical(make, "scales", "conv_window", "conv_window", "conv_in", None)(
+            key, (num_phi, KERNEL, KERNEL, channels, channels), jnp.float32
+        ),
+        "bias": logical(jax.nn.initializers.zeros, "scales", None)(key, (num_phi, channels), jnp.float32),
+    }
+
+
+def build(config: Config, image: ImageSpec) -> MultiscaleVQ:
+    """The tokenizer of images of this size.
+
+    Raises:
+      ConfigError: the stride does not divide the image, or the last scale is not the encoder's grid.
+    """
+    side = grid_side(config.stack, image)
+    if config.scales[-1] != side:
+        raise ConfigError(
+            f"tokenizer.scales={config.scales} must end at {side}, the grid of {image.size}-pixel images at stride "
+            f"{config.stack.stride}; end the scales there or change tokenizer.stack.multipliers"
+        )
+    scales = tuple((s, s) for s in config.scales)
+    return MultiscaleVQ(config, image, TokenSpec("discrete", scales, config.code_channels, config.vocab_size))
