@@ -78,9 +78,10 @@ def info(config: DataConfig) -> DataInfo:
     Raises:
       ConfigError: no complete split, or one of another dataset or image size.
     """
-    splits = {s: _matching(config, s) for s in ("train", "test") if (_folder(config, s) / "metadata.json").is_file()}
-    if not splits:
-        _matching(config, "train")  # says what is missing
+    begun = [split for split in ("train", "test") if _folder(config, split).is_dir()]
+    complete = [split for split in begun if (_folder(config, split) / "metadata.json").is_file()]
+    # Without a complete split, reading any says what is missing.
+    splits = {split: _matching(config, split) for split in complete or begun or ["train"]}
     first = next(iter(splits.values()))
     return DataInfo(
         name=first.dataset,
