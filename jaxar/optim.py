@@ -133,14 +133,16 @@ class Optimizer:
 
 
 def decay_mask(boxed: Params, spec: PlayerSpec) -> Params:
-    """True where weight decay applies: at least two dimensions besides "layers", and no `spec.no_decay` match.
+    """True where weight decay applies: at least two dimensions, and no `spec.no_decay` match.
 
-    A scanned stack gives every parameter a leading "layers" axis; counting it would decay biases and norms.
+    "layers" does not count: a scanned stack gives every parameter that leading axis. "head_dim" counts as one axis with
+    the heads beside it. Otherwise biases and norms would decay.
     """
 
     def decays(path: Any, leaf: Any) -> bool:
         names = leaf.names if isinstance(leaf, nn.meta.AxisMetadata) else ()
-        rank = len(leaf.unbox().shape if isinstance(leaf, nn.meta.AxisMetadata) else leaf.shape) - ("layers" in names)
+        shape = leaf.unbox().shape if isinstance(leaf, nn.meta.AxisMetadata) else leaf.shape
+        rank = len(shape) - ("layers" in names) - ("head_dim" in names)
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         return rank >= 2 and not any(re.search(pattern, name) for pattern in spec.no_decay)
 

@@ -12,6 +12,7 @@ except ModuleNotFoundError:  # a bare GPU machine: annotations stay documentatio
     _checker = None
 
 Key = PRNGKeyArray
+Keys = jaxtyping.Key[Array, "b"]  # one typed key per sample
 Params = Mapping[str, Any]
 Variables = Mapping[str, Any]  # {"params": ..., plus untrained collections}
 Metrics = Mapping[str, Array]
@@ -22,6 +23,7 @@ __all__ = [
     "Float",
     "Int",
     "Key",
+    "Keys",
     "Metrics",
     "Params",
     "Shaped",
