@@ -24,7 +24,7 @@ _POLICIES = ocp.training.preservation_policies
 
 
 class DamagedCheckpointError(RuntimeError):
-    """No checkpoint of a workdir could be read; training must stop rather than start over."""
+    """A checkpoint that cannot be trusted; where it was the last one, training must stop rather than start over."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,19 +110,16 @@ class Checkpoints:
           DamagedCheckpointError: there are checkpoints, but none can be read.
           ConfigError: the checkpoint holds other networks or shapes than `abstract`.
         """
-        targets = {f"player_{name}": _entry(player) for name, player in abstract.players.items()}
         damaged = []
         for step in reversed(self.steps):
             try:
-                entries = _load_verified(self.directory, step, targets)
-            except _Damage as damage:
-                logging.warning("checkpoint %d is damaged and skipped: %s", step, damage)
+                state = load_state(self.directory, step, abstract)
+            except DamagedCheckpointError as damage:
+                logging.warning("%s; trying the one before", damage)
                 damaged.append(step)
                 continue
             self._set_aside(damaged)
-            place = abstract.step.sharding
-            players = {name: PlayerState(**entries[f"player_{name}"]) for name in abstract.players}
-            return TrainState(jax.device_put(jnp.asarray(step, jnp.int32), place), players)
+            return state
         if damaged:
             raise DamagedCheckpointError(
                 f"all checkpoints in {self.directory} are damaged (steps {damaged}); "
@@ -150,6 +147,19 @@ class Checkpoints:
         self._orbax.close()
 
 
+def load_state(directory: pathlib.Path, step: int, abstract: TrainState) -> TrainState:
+    """The whole state of one checkpoint, in the layout of `abstract`.
+
+    Raises:
+      DamagedCheckpointError: the checkpoint is damaged.
+      ConfigError: it holds other networks or shapes than `abstract`.
+    """
+    targets = {f"player_{name}": _entry(player) for name, player in abstract.players.items()}
+    entries = _load_verified(directory, step, targets)
+    players = {name: PlayerState(**entries[f"player_{name}"]) for name in abstract.players}
+    return TrainState(jax.device_put(jnp.asarray(step, jnp.int32), abstract.step.sharding), players)
+
+
 def load_player(directory: pathlib.Path, step: int, name: str, abstract: dict[str, Any]) -> dict[str, Any]:
     """Parts of one player from one checkpoint.
 
@@ -160,10 +170,7 @@ def load_player(directory: pathlib.Path, step: int, name: str, abstract: dict[st
       DamagedCheckpointError: the checkpoint is damaged.
       ConfigError: it holds other shapes, or lacks what is asked for.
     """
-    try:
-        return _load_verified(directory, step, {f"player_{name}": abstract})[f"player_{name}"]
-    except _Damage as damage:
-        raise DamagedCheckpointError(f"checkpoint {step} in {directory} is damaged: {damage}") from damage
+    return _load_verified(directory, step, {f"player_{name}": abstract})[f"player_{name}"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,18 +204,11 @@ def load_tree(directory: pathlib.Path, abstract: Any) -> Any:
     Raises:
       DamagedCheckpointError, ConfigError: as for `load_player`.
     """
-    try:
-        return _load_verified(directory, 0, {"tree": abstract})["tree"]
-    except _Damage as damage:
-        raise DamagedCheckpointError(f"{directory} is damaged: {damage}") from damage
+    return _load_verified(directory, 0, {"tree": abstract})["tree"]
 
 
 def _entry(player: PlayerState) -> dict[str, Any]:
     return {field.name: getattr(player, field.name) for field in dataclasses.fields(player)}
-
-
-class _Damage(Exception):
-    """Why one checkpoint cannot be trusted."""
 
 
 def _load_verified(directory: pathlib.Path, step: int, targets: dict[str, Any]) -> dict[str, Any]:
@@ -221,10 +221,11 @@ def _load_verified(directory: pathlib.Path, step: int, targets: dict[str, Any]) 
     except ConfigError:
         raise
     except Exception as error:
-        raise _Damage(_cause(error)) from error
+        raise DamagedCheckpointError(f"checkpoint {directory / str(step)} is damaged: {_cause(error)}") from error
     wrong = [name for name, mark in fingerprints(loaded).items() if mark != record[name]["fingerprint"]]
     if wrong:
-        raise _Damage(f"the contents of {', '.join(wrong[:3])}{' ...' if len(wrong) > 3 else ''} have changed on disk")
+        names = ", ".join(wrong[:3]) + (" ..." if len(wrong) > 3 else "")
+        raise DamagedCheckpointError(f"checkpoint {directory / str(step)} is damaged: {names} changed on disk")
     return loaded
 
 

@@ -6,11 +6,13 @@ is left out, as is usual for model FLOPs.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+
+from jaxar.methods.base import LossSpec
 
 # Peak dense bf16 rate per device in FLOP/s, from the vendors' data sheets, by `device.device_kind`.
 PEAK_FLOPS = {
@@ -80,7 +82,7 @@ def _inner_jaxprs(params: dict[str, Any]) -> list[Any]:
     return []
 
 
-def training_step(method: Any, variables: Any, batch: Any, prepare: Callable[..., Any] | None, losses: Any) -> int:
+def training_step(variables: Any, batch: Any, prepare: Callable[..., Any] | None, losses: Sequence[LossSpec]) -> int:
     """Model FLOPs of one train step: three times the forward pass of each loss, plus encoders run in the step.
 
     The factor counts a forward and a backward of twice its cost, without recomputation (Chowdhery et al., PaLM, 2022,

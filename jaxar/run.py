@@ -43,26 +43,27 @@ class Run:
         """The tokenizer, None for a method over pixels; its variables are `variables["tokenizer"]`."""
         return self.task.tokenizer
 
-    def sample(self, labels: Sequence[int], seed: int = 0, **options: Any) -> np.ndarray:
+    def sample(
+        self, labels: Sequence[int], seed: int = 0, captions: Sequence[str] | None = None, **options: Any
+    ) -> np.ndarray:
         """Images of the given classes, uint8 [b h w c]; sample i depends on (seed, i, label) alone.
 
         Args:
+          captions: for a text-conditional model; default: examples from its data.
           options: changes to the sampling options, such as guidance_scale=2.0.
         """
-        chosen = settings.build_sampling(self.config, options)
-        sampler = sampling.Sampler(self.method, self.task.tokenizer, chosen, self.mesh)
-        cond = {"label": np.asarray(labels, np.int32)}
+        sampler = self.sampler(**options)
+        cond = sampling.conditions(self.task, np.asarray(labels, np.int32), captions or self.captions)
         return sampler(self.variables, cond, np.arange(len(labels)), seed)
+
+    def sampler(self, batch_size: int | None = None, **options: Any) -> sampling.Sampler:
+        """A sampler with changed options; it compiles at its first call and keeps the program."""
+        chosen = settings.build_sampling(self.config, options)
+        return sampling.Sampler(self.method, self.task.tokenizer, chosen, self.mesh, batch_size)
 
     def reconstruct(self, images: Array) -> np.ndarray:
         """Images through the tokenizer and back. images: [b h w c] in [-1, 1]; returns uint8."""
-        tokenizer, variables = self.task.tokenizer, self.variables["tokenizer"]
-        return np.asarray(_reconstruct(tokenizer, variables, images))
-
-
-@jax.jit(static_argnums=0)
-def _reconstruct(tokenizer: Any, variables: Variables, images: Array) -> Array:
-    return sampling.to_uint8(tokenizer.decode(variables, tokenizer.encode(variables, images, None)))
+        return np.asarray(sampling.reconstruct(self.task.tokenizer, self.variables["tokenizer"], images))
 
 
 def load(

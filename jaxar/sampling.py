@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -12,9 +12,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from jaxar import partition
-from jaxar.methods.base import Cond, Method
+from jaxar.config import ConfigError
+from jaxar.data import text
+from jaxar.methods.base import Cond, Method, Task
 from jaxar.tokenizers.base import Tokenizer
-from jaxar.typing import Array, Float, Int, Key, UInt8, Variables, typechecked
+from jaxar.typing import Array, Float, Int, Keys, UInt8, Variables, typechecked
 
 
 @typechecked
@@ -24,9 +26,37 @@ def to_uint8(images: Float[Array, "b h w c"]) -> UInt8[Array, "b h w c"]:
 
 
 @typechecked
-def sample_keys(seed: int, ids: Int[Array, " b"]) -> Key:
+def sample_keys(seed: int | Int[Array, ""], ids: Int[Array, "b"]) -> Keys:
     """One key per sample, from the seed and the sample's global id."""
     return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(ids)
+
+
+def balanced_labels(count: int, num_classes: int) -> np.ndarray:
+    """Labels 0, 1, ..., num_classes-1, 0, 1, ...: classes as equal as `count` allows, and sample i always the same."""
+    return (np.arange(count) % num_classes).astype(np.int32)
+
+
+def conditions(task: Task, labels: np.ndarray, captions: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    """What a sampler is conditioned on: the labels, and for a text-conditional task the features of captions.
+
+    Args:
+      captions: repeated as often as needed; required for a text-conditional task.
+    Raises:
+      ConfigError: no captions for a text-conditional task.
+    """
+    cond = {"label": labels}
+    if task.text is not None:
+        if not captions:
+            raise ConfigError("this model is conditioned on text; give --caption='...'")
+        features = [text.features(captions[i % len(captions)], task.text) for i in range(len(labels))]
+        cond["text"], cond["text_mask"] = (np.stack(part) for part in zip(*features))
+    return cond
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def reconstruct(tokenizer: Tokenizer, variables: Variables, images: Float[Array, "b h w c"]) -> UInt8[Array, "b h w c"]:
+    """Images in [-1, 1] through the tokenizer and back."""
+    return to_uint8(tokenizer.decode(variables, tokenizer.encode(variables, images, None)))
 
 
 class Sampler:
@@ -58,14 +88,14 @@ class Sampler:
             rows = slice(start, min(start + size, len(ids)))
             pad = np.resize(np.arange(rows.start, rows.stop), size)
             batch = {name: values[pad] for name, values in cond.items()}
-            images = self._run(variables, batch, ids[pad].astype(np.uint32), seed)
+            images = self._run(variables, batch, ids[pad].astype(np.int32), seed)
             yield rows, images[: rows.stop - rows.start]
 
     def _run(self, variables: dict[str, Variables], cond: Cond, ids: np.ndarray, seed: int) -> np.ndarray:
         place = partition.batch_sharding(self._mesh)
         with jax.set_mesh(self._mesh):
             cond, ids = jax.device_put((cond, ids), place)
-            args = (variables, cond, ids, jnp.uint32(seed))
+            args = (variables, cond, ids, jnp.int32(seed))
             shapes = jax.tree.map(lambda x: (x.shape, x.dtype), (cond, ids))
             signature = str(shapes)
             if signature not in self._compiled:

@@ -6,12 +6,14 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxar import checkpoints, partition
+from jaxar import checkpoints, partition, settings, workdir
 from jaxar.checkpoints import Retention
 from jaxar.config import ConfigError, parse
 from jaxar.methods.base import Method
+from jaxar.state import TrainState
 from jaxar.typing import Key, Variables
 
 RAW = "raw"  # the name that asks for weights without averaging
@@ -60,3 +62,41 @@ def load_weights(
     loaded = checkpoints.load_player(folder / "checkpoints", step, player, {**where, "aux": aux})
     params = loaded["params"] if ema in (None, RAW) else loaded["emas"][ema]
     return {"params": params, **loaded["aux"]}
+
+
+def initialise(state: TrainState, section: Mapping[str, Any], abstract: TrainState, mesh: Mesh) -> TrainState:
+    """A fresh state whose networks start from another run, as the `init_from` section says.
+
+    Players of the same name are taken over; their averages start as copies. With `init_from.state` the whole state is.
+
+    Raises:
+      ConfigError: no such run, no common player, other shapes.
+    """
+    if not section:
+        return state
+    source = parse(settings.InitFrom, section, "init_from")
+    folder = pathlib.Path(source.from_)
+    config = workdir.open_config(folder, "init_from.from_")
+    step = choose_step(folder, config, source.step, "init_from.from_")
+    if source.state:
+        return checkpoints.load_state(folder / "checkpoints", step, abstract)
+    method = settings.build_method(config, settings.build_task(workdir.read_json(folder / "task.json")))
+    common = [name for name in method.players() if name in state.players]
+    if not common:
+        raise ConfigError(
+            f"init_from.from_={source.from_!r} has players {', '.join(method.players())}, this method has "
+            f"{', '.join(state.players)}; they share none"
+        )
+    players = dict(state.players)
+    for name in common:
+        ema = source.ema if method.players()[name].ema else None
+        loaded = load_weights(folder, method, name, step, ema, mesh)
+        shapes = jax.tree.map(lambda x: x.shape, (loaded["params"], players[name].params))
+        if shapes[0] != shapes[1]:
+            raise ConfigError(
+                f"init_from.from_={source.from_!r}: its {name!r} has other shapes; use the same model section"
+            )
+        emas = {decay: jax.tree.map(jnp.copy, loaded["params"]) for decay in players[name].emas}
+        aux = {k: v for k, v in loaded.items() if k != "params"}
+        players[name] = players[name].replace(params=loaded["params"], aux=aux, emas=emas)
+    return state.replace(players=players)

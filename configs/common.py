@@ -1,0 +1,11 @@
+"""What every configuration shares: all sections, so that each of them can be overridden on the command line."""
+
+from ml_collections import ConfigDict
+
+
+def base() -> ConfigDict:
+    """Empty sections, and the mesh that takes every device for data parallelism."""
+    sections = ("data", "tokenizer", "teacher", "init_from", "model", "method", "optim", "train", "sample", "eval")
+    config = ConfigDict({name: ConfigDict() for name in sections})
+    config.mesh = ConfigDict({"data": None, "fsdp": 1, "tensor": 1})
+    return config

@@ -1,0 +1,115 @@
+"""What is measured while training: a validation pass, and samples against a reference."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxar import logs, sampling, settings
+from jaxar.data import loader, pictures
+from jaxar.experiment import Setup
+from jaxar.methods.base import Batch, Method
+from jaxar.metrics import protocol, reference
+from jaxar.state import TrainState
+from jaxar.typing import Array, Key, Metrics, Variables
+
+
+class Evaluator:
+    """Runs the `eval` section of a training run; its programs are compiled once."""
+
+    def __init__(self, setup: Setup):
+        self._setup = setup
+        self._measure = jax.jit(functools.partial(_measure, setup.method, setup.plan.prepare))
+        self._options = settings.build_sampling(setup.config)
+        wanted = setup.eval.reference if self._options is not None else None
+        self._reference = reference.load(wanted, data_dir=setup.data.data_dir) if wanted else None
+        self._sampler = sampling.Sampler(setup.method, setup.task.tokenizer, self._options, setup.mesh)
+
+    def due(self, done: int) -> bool:
+        """Whether anything is to be measured after `done` steps; the last step always is, if anything ever is."""
+        return self._due(self._setup.eval.every, done) or self._due(self._setup.eval.sample_every, done)
+
+    def _due(self, every: int | None, done: int) -> bool:
+        return every is not None and (done % every == 0 or done == self._setup.train.num_steps)
+
+    def run(self, state: TrainState, done: int, writer: logs.MetricsWriter) -> dict[str, float]:
+        """Measures, writes and returns what is due after `done` steps."""
+        variables = {**self._setup.frozen, **averaged(state, self._setup.method, self._setup.eval.ema)}
+        scores: dict[str, float] = {}
+        if self._due(self._setup.eval.every, done):
+            scores |= self.validate(variables)
+        if self._due(self._setup.eval.sample_every, done):
+            scores |= self._draw(variables, done, writer)
+        writer.write(done, scores)
+        return scores
+
+    def validate(self, variables: dict[str, Variables]) -> dict[str, float]:
+        """Means of the method's validation figures over the test split."""
+        key = jax.random.fold_in(jax.random.key(self._setup.train.seed), 3)
+        parts, weights = [], []
+        for index, batch in enumerate(_test_batches(self._setup)):
+            if index == self._setup.eval.max_batches:
+                break
+            valid = batch.pop("valid")
+            parts.append(self._measure(variables, batch, valid, jax.random.fold_in(key, index)))
+            weights.append(int(jnp.sum(valid)))
+        parts = jax.device_get(parts)
+        names = parts[0].keys()
+        return {f"eval/test/{n}": float(np.average([p[n] for p in parts], weights=weights)) for n in names}
+
+    def _draw(self, variables: dict[str, Variables], done: int, writer: logs.MetricsWriter) -> dict[str, float]:
+        """Draws the grid of this step, and measures samples against the reference if there is one."""
+        if self._options is None:
+            return self._draw_reconstructions(variables, done, writer)
+        config, described = self._setup.eval, self._setup.described
+        count = max(config.grid, config.num_samples if config.reference else 0)
+        labels = sampling.balanced_labels(count, self._setup.info.num_classes)
+        cond = sampling.conditions(self._setup.task, labels, described.get("captions"))
+        images = self._sampler(variables, cond, np.arange(count), self._setup.train.seed)
+        titles = [described["class_names"][label] for label in labels[: config.grid]]
+        self._save_grid(pictures.grid(images[: config.grid], titles), done, writer)
+        if config.reference is None:
+            return {}
+        measured = protocol.evaluate_samples(images, labels, self._reference, self._setup.train.seed)
+        return {f"eval/{config.reference}/{name}": value for name, value in measured["metrics"].items()}
+
+    def _draw_reconstructions(
+        self, variables: dict[str, Variables], done: int, writer: logs.MetricsWriter
+    ) -> dict[str, float]:
+        images = next(iter(_test_batches(self._setup)))["image"][: self._setup.eval.grid]
+        again = sampling.reconstruct(self._setup.task.tokenizer, variables["tokenizer"], images)
+        rows = np.concatenate([np.asarray(sampling.to_uint8(images)), np.asarray(again)])
+        picture = pictures.grid(rows, columns=len(images) // 2 or 1)
+        self._save_grid(picture, done, writer)
+        return {}
+
+    def _save_grid(self, picture: Any, done: int, writer: logs.MetricsWriter) -> None:
+        if jax.process_index() == 0:
+            folder = self._setup.folder / "samples"
+            folder.mkdir(exist_ok=True)
+            picture.save(folder / f"step_{done:08d}.png")
+            writer.picture(done, "samples/grid", np.asarray(picture.convert("RGB")))
+
+
+def averaged(state: TrainState, method: Method, ema: str | None) -> dict[str, Variables]:
+    """Variables of all players, the first one's weights replaced by their average `ema` (None: raw)."""
+    variables = state.variables()
+    first = next(iter(method.players()))
+    if ema is not None:
+        variables[first] = {**variables[first], "params": state.players[first].emas[ema]}
+    return variables
+
+
+def _test_batches(setup: Setup):
+    return loader.eval_batches(setup.data, "test", batch_size=setup.eval.batch_size, mesh=setup.mesh)
+
+
+def _measure(
+    method: Method, prepare: Any, variables: dict[str, Variables], batch: Batch, valid: Array, key: Key
+) -> Metrics:
+    ready = prepare(variables, batch, None) if prepare else batch
+    figures = method.evaluate(variables, ready, key)
+    weight = valid / jnp.maximum(jnp.sum(valid), 1)
+    return {name: jnp.sum(value * weight) if value.ndim else value for name, value in figures.items()}

@@ -1,0 +1,128 @@
+"""One training run from its configuration: checked, parents adopted, plan built. Whatever fails, fails here."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from jaxar import optim, parents, partition, settings, workdir
+from jaxar import state as state_lib
+from jaxar.config import ConfigError, parse
+from jaxar.data import datasets
+from jaxar.data.base import DataConfig, DataInfo
+from jaxar.methods.base import Method, Task
+from jaxar.tokenizers.base import Encoder
+from jaxar.train_step import Plan
+from jaxar.typing import Variables
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """One training run, fully checked: nothing after this point depends on what the user typed."""
+
+    folder: pathlib.Path
+    config: dict[str, Any]
+    described: dict[str, Any]
+    train: settings.TrainConfig
+    eval: settings.EvalConfig
+    data: DataConfig
+    info: DataInfo
+    mesh: Mesh
+    task: Task
+    method: Method
+    plan: Plan
+    frozen: dict[str, Variables]
+
+
+def prepare(config: dict[str, Any], folder: pathlib.Path) -> Setup:
+    """Checks the configuration, adopts parents and builds the plan.
+
+    Raises:
+      ConfigError: any mistake in the configuration, before anything is compiled.
+    """
+    config = workdir.normalized(config)
+    settings.check_sections(config)
+    train = parse(settings.TrainConfig, config.get("train") or {}, "train")
+    evals = parse(settings.EvalConfig, config.get("eval") or {}, "eval")
+    data = datasets.configure(config.get("data") or {})
+    mesh = settings.mesh_of(config)
+    _check_batch(train, mesh)
+    _check_retention(train, evals)
+    workdir.check_same_run(folder, config)
+    info = datasets.info(data)
+    adopted = {name: parents.adopt(folder, name, p, mesh) for name, p in parents.sections(config).items()}
+    described = describe(config, info, adopted)
+    task = settings.build_task(described)
+    method = settings.build_method(config, task)
+    settings.build_sampling(config)
+    plan = Plan(
+        method=method,
+        optimizers=optim.build(config.get("optim") or {}, method, train.num_steps),
+        prepare=Encoder(task.tokenizer) if "tokenizer" in adopted and info.tokens is None else None,
+        accumulate=train.accumulate,
+    )
+    _check_tokenizer(config, method, adopted, info)
+    state_lib.abstract(method, plan.optimizers, mesh)  # raises for sizes that the mesh does not divide
+    frozen = {**parents.load_adopted(folder, task, mesh), **jax.device_put(method.frozen(), partition.replicated(mesh))}
+    return Setup(folder, config, described, train, evals, data, info, mesh, task, method, plan, frozen)
+
+
+def describe(config: dict[str, Any], info: DataInfo, adopted: dict[str, Any]) -> dict[str, Any]:
+    """The contents of `task.json`: what data and parents fix."""
+    tokenizer = config.get("tokenizer") or {}
+    if "tokenizer" in adopted:
+        tokenizer = adopted["tokenizer"]["described"]
+    elif tokenizer:
+        if "name" not in tokenizer:
+            raise ConfigError(
+                f"tokenizer={tokenizer!r} needs from_ (the workdir of a trained tokenizer) or name (one to train)"
+            )
+        tokenizer = {"name": tokenizer["name"], "options": {k: v for k, v in tokenizer.items() if k != "name"}}
+    return {
+        "image": dataclasses.asdict(info.image),
+        "num_classes": info.num_classes,
+        "class_names": list(info.class_names),
+        "captions": list(info.captions),
+        "text": dataclasses.asdict(info.text) if info.text else None,
+        "tokens": dataclasses.asdict(info.tokens) if info.tokens else None,
+        "tokenizer": tokenizer or None,
+        "teacher": adopted["teacher"]["described"] if "teacher" in adopted else None,
+    }
+
+
+def _check_batch(train: settings.TrainConfig, mesh: Mesh) -> None:
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    micro = train.batch_size // train.accumulate
+    if micro % ways:
+        raise ConfigError(
+            f"train.batch_size={train.batch_size} / train.accumulate={train.accumulate} = {micro} is not divisible by "
+            f"mesh data*fsdp={ways}; use a multiple of {ways * train.accumulate}"
+        )
+
+
+def _check_retention(train: settings.TrainConfig, evals: settings.EvalConfig) -> None:
+    """A checkpoint can only be the best if its metric was measured at its step."""
+    if train.keep.metric is None:
+        return
+    every = evals.every if train.keep.metric.startswith("eval/test/") else evals.sample_every
+    if every is None or train.checkpoint_every % every:
+        raise ConfigError(
+            f"train.keep.metric={train.keep.metric!r} is measured every {every} steps and checkpoints are saved every "
+            f"train.checkpoint_every={train.checkpoint_every}; make it a multiple of the former (eval.every for "
+            "eval/test/..., eval.sample_every for others)"
+        )
+
+
+def _check_tokenizer(config: dict, method: Method, adopted: dict[str, Any], info: DataInfo) -> None:
+    if config.get("tokenizer") and "tokenizer" not in adopted and "tokenizer" not in method.players():
+        raise ConfigError(
+            f"tokenizer.name={config['tokenizer'].get('name')!r}: method.name={config['method']['name']!r} does not "
+            "train a tokenizer; train one with configs/vq_digits.py, say, and give its workdir as tokenizer.from_"
+        )
+    if info.tokenizer and "tokenizer" in adopted and info.tokenizer != adopted["tokenizer"]["digest"]:
+        raise ConfigError(
+            f"data.cache={config['data']['cache']!r} was encoded by tokenizer {info.tokenizer}, tokenizer.from_ gives "
+            f"{adopted['tokenizer']['digest']}; encode again or name the tokenizer that wrote it"
+        )

@@ -1,0 +1,170 @@
+"""Samples from a workdir: python -m jaxar.sample --workdir=DIR --num=N --out=FILE.npz [options]
+
+Writes ADM's layout (arr_0: uint8 images [n h w c], arr_1: labels [n]) and a labelled grid beside it (FILE.png). Image i
+depends on the seed, its number and its condition alone: not on batch size, device count or interruptions. Rerunning an
+interrupted command goes on where it stopped.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxar import cli, backend, partition, run, sampling, settings, workdir
+from jaxar.config import ConfigError
+from jaxar.data import pictures
+
+GRID = 80  # images in the picture
+
+
+def sample_to_file(
+    opened: run.Run, cond: dict[str, np.ndarray], seed: int, out: pathlib.Path, batch_size: int, options: dict[str, Any]
+) -> dict[str, Any]:
+    """Draws one image per entry of `cond` and writes `out`; finished batches survive an interruption.
+
+    Args:
+      cond: conditions with a leading axis of n; "label" is stored beside the images.
+      options: changes to the sampling options of the configuration.
+    Returns:
+      Figures: num, seconds, images_per_s (without compilation), compile_s, network_calls.
+    Raises:
+      ConfigError: the parts of an interrupted command belong to other options.
+    """
+    sampler = opened.sampler(batch_size, **options)
+    num = len(cond["label"])
+    parts = out.with_name(out.name + ".parts")
+    _claim(parts, opened, cond, seed, sampler.batch_size, options)
+    drawn = 0
+    for start in range(0, num, batch_size):
+        part, rows = parts / f"{start:09d}.npy", np.arange(start, min(start + batch_size, num))
+        if part.exists():
+            continue
+        # Always a full batch, so that one program serves the last one too.
+        padded = np.resize(rows, min(batch_size, num))
+        images = sampler(opened.variables, {k: v[padded] for k, v in cond.items()}, padded, seed)[: len(rows)]
+        drawn += len(rows)
+        if jax.process_index() == 0:
+            partial = part.with_suffix(".tmp")
+            with partial.open("wb") as file:
+                np.save(file, images)
+            partial.replace(part)
+    if jax.process_index() == 0:
+        _combine(parts, cond["label"], out)
+    return {
+        "num": num,
+        "seconds": sampler.run_seconds,
+        "images_per_s": drawn / sampler.run_seconds if drawn else None,
+        "compile_s": sampler.compile_seconds,
+        "network_calls": opened.method.network_calls(settings.build_sampling(opened.config, options)),
+    }
+
+
+def _claim(
+    parts: pathlib.Path, opened: run.Run, cond: dict[str, np.ndarray], seed: int, batch: int, options: dict[str, Any]
+) -> None:
+    """Marks the folder of parts with what they are, and refuses parts of something else."""
+    request = {
+        "workdir": str(opened.workdir),
+        "step": opened.step,
+        "ema": opened.ema,
+        "seed": seed,
+        "batch_size": batch,
+        "options": dataclasses.asdict(settings.build_sampling(opened.config, options)),
+        "cond": {name: workdir.array_digest(values) for name, values in cond.items()},
+    }
+    manifest = parts / "request.json"
+    if manifest.exists() and workdir.read_json(manifest) != workdir.normalized(request):
+        raise ConfigError(
+            f"--out: {parts} holds parts of an interrupted command with other options; remove it to start over"
+        )
+    if jax.process_index() == 0:
+        parts.mkdir(parents=True, exist_ok=True)
+        workdir.write_json(manifest, request)
+
+
+def _combine(parts: pathlib.Path, labels: np.ndarray, out: pathlib.Path) -> None:
+    images = np.concatenate([np.load(part) for part in sorted(parts.glob("*.npy"))])
+    partial = out.with_name(out.name + ".tmp")
+    with partial.open("wb") as file:
+        np.savez(file, arr_0=images, arr_1=labels)
+    partial.replace(out)
+    shutil.rmtree(parts)
+
+
+def command(argv: list[str]) -> None:
+    parser = cli.Parser(__doc__)
+    parser.add_argument("--workdir", required=True, metavar="DIR")
+    parser.add_argument("--num", type=int, required=True, metavar="N", help="number of images")
+    parser.add_argument("--out", required=True, metavar="FILE.npz")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--class_id", type=int, metavar="C", help="one class; default: all classes in turn")
+    parser.add_argument("--caption", action="append", help="for a text-conditional model; may be given several times")
+    parser.add_argument("--batch_size", type=int, default=64, help="images drawn at once")
+    parser.add_argument("--step", type=int, help="checkpoint; default: best by metric if one was kept, else newest")
+    parser.add_argument("--ema", help="which average of the weights, or raw; default: the run's eval.ema")
+    parser.add_json()
+    workdir_only = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    workdir_only.add_argument("--workdir")
+    if (folder := workdir_only.parse_known_args(argv)[0].workdir) is not None:
+        _add_options(parser, pathlib.Path(folder))
+    args = parser.parse_args(argv)
+    out = pathlib.Path(args.out)
+    if args.num < 1 or args.batch_size < 1:
+        raise ConfigError(f"--num={args.num} and --batch_size={args.batch_size} must be at least 1")
+    if out.suffix != ".npz":
+        raise ConfigError(f"--out={args.out!r} must end in .npz")
+    backend.initialize()
+    opened = run.load(args.workdir, step=args.step, ema=args.ema, mesh=partition.make_mesh(), role="--workdir")
+    cls = settings.sampling_class(opened.config)
+    if cls is None:
+        raise ConfigError(f"--workdir={args.workdir!r} holds a tokenizer, which does not sample; use jaxar.evaluate")
+    options = {f.name: getattr(args, f.name) for f in dataclasses.fields(cls) if hasattr(args, f.name)}
+    labels = _labels(args, opened)
+    cond = sampling.conditions(opened.task, labels, args.caption or opened.captions)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figures = sample_to_file(opened, cond, args.seed, out, min(args.batch_size, args.num), options)
+    if jax.process_index() == 0:
+        grid = out.with_suffix(".png")
+        with np.load(out) as saved:
+            titles = [opened.class_names[label] for label in labels[:GRID]]
+            pictures.grid(saved["arr_0"][:GRID], titles).save(grid)
+        result = {
+            "out": str(out),
+            "grid": str(grid),
+            "step": opened.step,
+            "ema": opened.ema,
+            "seed": args.seed,
+            **figures,
+        }
+        rate = f"{figures['images_per_s']:.1f} images/s" if figures["images_per_s"] else "all parts were there"
+        cli.emit(
+            result,
+            f"{args.num} images in {out} ({rate}, compiled in {figures['compile_s']:.1f} s); grid: {grid}",
+            args.json,
+        )
+
+
+def _add_options(parser: cli.Parser, folder: pathlib.Path) -> None:
+    """The sampling options depend on the method, so they are known once the workdir is."""
+    cls = settings.sampling_class(workdir.open_config(folder, "--workdir"))
+    if cls is not None:
+        cli.add_fields(parser, cls, "sampling options of this workdir's method (default: its configuration)")
+
+
+def _labels(args: argparse.Namespace, opened: run.Run) -> np.ndarray:
+    classes = opened.task.num_classes
+    if args.class_id is None:
+        return sampling.balanced_labels(args.num, classes)
+    if not 0 <= args.class_id < classes:
+        raise ConfigError(
+            f"--class_id={args.class_id} must be in 0..{classes - 1} ({', '.join(opened.class_names[:10])} ...)"
+        )
+    return np.full(args.num, args.class_id, np.int32)
+
+
+if __name__ == "__main__":
+    cli.main(command)
