@@ -190,12 +190,11 @@ def list_saved(directory: pathlib.Path) -> tuple[Saved, ...]:
     return tuple(sorted(found, key=lambda c: c.step))
 
 
-def save_tree(directory: pathlib.Path, tree: Any) -> dict[str, int]:
-    """Writes one pytree of arrays atomically and returns its fingerprints (weights copied from a parent run)."""
+def save_tree(directory: pathlib.Path, tree: Any) -> None:
+    """Writes one pytree of arrays atomically (weights copied from a parent run)."""
     record = _record({"tree": tree})
     with _context(), ocp.training.Checkpointer(directory.absolute(), cleanup_tmp_directories=True) as checkpointer:
         checkpointer.save_checkpointables(0, {"tree": tree, _RECORD: record}, force=True, overwrite=True)
-    return {name: leaf["fingerprint"] for name, leaf in record.items()}
 
 
 def load_tree(directory: pathlib.Path, abstract: Any) -> Any:

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from absl import logging
 from ml_collections import ConfigDict
 
+from jaxar import settings, workdir
 from jaxar.config import ConfigError, unknown
 
 USER_ERROR = 2
@@ -39,14 +40,18 @@ class Parser(argparse.ArgumentParser):
     def add_json(self) -> None:
         self.add_argument("--json", action="store_true", help="print one JSON object on stdout instead of text")
 
+    def parse_args(self, argv: Sequence[str], namespace: Any = None) -> argparse.Namespace:
+        return self.parse_known(argv, known=())[0]
+
     def parse_known(self, argv: Sequence[str], known: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-        """Like `parse_known_args`, but leftovers must start with one of the prefixes in `known`."""
+        """The namespace, and what is left over: options that start with one of the prefixes in `known`.
+
+        Raises:
+          ConfigError: anything else is left over.
+        """
         args, rest = self.parse_known_args(argv)
         options = sorted({s for a in self._actions for s in a.option_strings if s.startswith("--")})
-        for arg in rest:
-            name = arg.split("=")[0]
-            if not arg.startswith("-"):
-                raise ConfigError(f"unexpected argument {arg!r}; options are written --name=value; see --help")
+        for name, _ in split_options(rest):
             if not any(name.startswith(prefix) for prefix in known):
                 raise unknown("option", name, options)
         return args, rest
@@ -115,13 +120,19 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def split_options(options: Sequence[str]) -> list[tuple[str, str]]:
-    """["--a=1", "--b", "2"] -> [("--a", "1"), ("--b", "2")]."""
+    """["--a=1", "--b", "2"] -> [("--a", "1"), ("--b", "2")].
+
+    Raises:
+      ConfigError: a value without an option, or an option without a value.
+    """
     pairs, rest = [], list(options)
     while rest:
         name, equals, value = rest.pop(0).partition("=")
+        if not name.startswith("--"):
+            raise ConfigError(f"unexpected argument {name!r}; options are written --name=value; see --help")
         if not equals:
             if not rest or rest[0].startswith("--"):
-                raise ConfigError(f"{name} needs a value: {name}=VALUE")
+                raise ConfigError(f"option {name} is unknown or lacks its value; write {name}=VALUE, see --help")
             value = rest.pop(0)
         pairs.append((name, value))
     return pairs
@@ -165,3 +176,20 @@ def add_fields(parser: argparse.ArgumentParser, cls: type, title: str) -> None:
         group.add_argument(
             f"--{field.name}", type=literal, default=argparse.SUPPRESS, metavar=kind, help=f"default {field.default!r}"
         )
+
+
+def add_workdir_options(parser: Parser, argv: Sequence[str]) -> None:
+    """The sampling options of the method in `--workdir`, which are known once the workdir is."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--workdir")
+    folder = early.parse_known_args(argv)[0].workdir
+    if folder is None:
+        return
+    cls = settings.sampling_class(workdir.open_config(pathlib.Path(folder), "--workdir"))
+    if cls is not None:
+        add_fields(parser, cls, "sampling options of this workdir's method (default: its configuration)")
+
+
+def given_options(args: argparse.Namespace, cls: type) -> dict[str, Any]:
+    """The options of `add_fields` that were given."""
+    return {f.name: getattr(args, f.name) for f in dataclasses.fields(cls) if hasattr(args, f.name)}

@@ -91,13 +91,15 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        last = refuse()
-        for arg in (a for a in args if a is not type(None)):
+        inner = [a for a in args if a is not type(None)]
+        if len(inner) == 1 and dataclasses.is_dataclass(inner[0]):
+            return _convert(inner[0], value, where)  # its own message says more
+        for arg in inner:
             try:
                 return _convert(arg, value, where)
-            except ConfigError as error:
-                last = error
-        raise last
+            except ConfigError:
+                continue
+        raise refuse()
     if dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else parse(hint, value, where)
     if origin is tuple or hint is tuple:

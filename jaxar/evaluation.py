@@ -1,6 +1,8 @@
 """What is measured while training: a validation pass, and samples against a reference."""
 
 import functools
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -13,6 +15,7 @@ from jaxar.experiment import Setup
 from jaxar.methods.base import Batch, Method
 from jaxar.metrics import protocol, reference
 from jaxar.state import TrainState
+from jaxar.train_step import Prepare
 from jaxar.typing import Array, Key, Metrics, Variables
 
 
@@ -21,7 +24,7 @@ class Evaluator:
 
     def __init__(self, setup: Setup):
         self._setup = setup
-        self._measure = jax.jit(functools.partial(_measure, setup.method, setup.plan.prepare))
+        self._validation = Validation(setup.method, setup.plan.prepare)
         self._options = settings.build_sampling(setup.config)
         wanted = setup.eval.reference if self._options is not None else None
         self._reference = reference.load(wanted, data_dir=setup.data.data_dir) if wanted else None
@@ -39,25 +42,12 @@ class Evaluator:
         variables = {**self._setup.frozen, **averaged(state, self._setup.method, self._setup.eval.ema)}
         scores: dict[str, float] = {}
         if self._due(self._setup.eval.every, done):
-            scores |= self.validate(variables)
+            figures = self._validation(variables, self._test_batches(), self._setup.eval.max_batches)
+            scores |= {f"eval/test/{name}": value for name, value in figures.items()}
         if self._due(self._setup.eval.sample_every, done):
             scores |= self._draw(variables, done, writer)
         writer.write(done, scores)
         return scores
-
-    def validate(self, variables: dict[str, Variables]) -> dict[str, float]:
-        """Means of the method's validation figures over the test split."""
-        key = jax.random.fold_in(jax.random.key(self._setup.train.seed), 3)
-        parts, weights = [], []
-        for index, batch in enumerate(_test_batches(self._setup)):
-            if index == self._setup.eval.max_batches:
-                break
-            valid = batch.pop("valid")
-            parts.append(self._measure(variables, batch, valid, jax.random.fold_in(key, index)))
-            weights.append(int(jnp.sum(valid)))
-        parts = jax.device_get(parts)
-        names = parts[0].keys()
-        return {f"eval/test/{n}": float(np.average([p[n] for p in parts], weights=weights)) for n in names}
 
     def _draw(self, variables: dict[str, Variables], done: int, writer: logs.MetricsWriter) -> dict[str, float]:
         """Draws the grid of this step, and measures samples against the reference if there is one."""
@@ -78,12 +68,17 @@ class Evaluator:
     def _draw_reconstructions(
         self, variables: dict[str, Variables], done: int, writer: logs.MetricsWriter
     ) -> dict[str, float]:
-        images = next(iter(_test_batches(self._setup)))["image"][: self._setup.eval.grid]
+        images = next(self._test_batches())["image"][: self._setup.eval.grid]
         again = sampling.reconstruct(self._setup.task.tokenizer, variables["tokenizer"], images)
         rows = np.concatenate([np.asarray(sampling.to_uint8(images)), np.asarray(again)])
         picture = pictures.grid(rows, columns=len(images) // 2 or 1)
         self._save_grid(picture, done, writer)
         return {}
+
+    def _test_batches(self) -> Iterator[Batch]:
+        return loader.eval_batches(
+            self._setup.data, "test", batch_size=self._setup.eval.batch_size, mesh=self._setup.mesh
+        )
 
     def _save_grid(self, picture: Any, done: int, writer: logs.MetricsWriter) -> None:
         if jax.process_index() == 0:
@@ -102,8 +97,23 @@ def averaged(state: TrainState, method: Method, ema: str | None) -> dict[str, Va
     return variables
 
 
-def _test_batches(setup: Setup):
-    return loader.eval_batches(setup.data, "test", batch_size=setup.eval.batch_size, mesh=setup.mesh)
+class Validation:
+    """A method's validation figures over the batches of a split; compiled once."""
+
+    def __init__(self, method: Method, prepare: Prepare | None):
+        self._measure = jax.jit(functools.partial(_measure, method, prepare))
+
+    def __call__(
+        self, variables: dict[str, Variables], batches: Iterator[Batch], max_batches: int | None = None
+    ) -> dict[str, float]:
+        """Means over the valid examples of at most `max_batches` batches."""
+        parts, weights = [], []
+        for index, batch in enumerate(itertools.islice(batches, max_batches)):
+            valid = batch.pop("valid")
+            parts.append(self._measure(variables, batch, valid, jax.random.fold_in(jax.random.key(0), index)))
+            weights.append(int(jnp.sum(valid)))
+        parts = jax.device_get(parts)
+        return {name: float(np.average([part[name] for part in parts], weights=weights)) for name in parts[0]}
 
 
 def _measure(

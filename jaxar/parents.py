@@ -57,7 +57,7 @@ def adopt(child: pathlib.Path, name: str, parent: settings.Parent, mesh: Mesh) -
     ema = parent.ema if parent.ema is not None else parse(settings.EvalConfig, config.get("eval") or {}, "eval").ema
     variables = weights.load_weights(origin, method, player, step, ema, mesh)
     folder.mkdir(parents=True, exist_ok=True)
-    marks = checkpoints.save_tree(folder / "weights", variables)
+    checkpoints.save_tree(folder / "weights", variables)
     if name == "tokenizer":
         what = described["tokenizer"]
     else:
@@ -68,7 +68,7 @@ def adopt(child: pathlib.Path, name: str, parent: settings.Parent, mesh: Mesh) -
         "origin": str(origin),
         "step": step,
         "ema": ema,
-        "digest": workdir.digest(marks),
+        "digest": weights.digest(variables),
     }
     if jax.process_index() == 0:
         workdir.write_json(folder / "parent.json", record)

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxar import cli, backend, partition, run, sampling, settings, workdir
+from jaxar import backend, cli, partition, run, sampling, settings, workdir
 from jaxar.config import ConfigError
 from jaxar.data import pictures
 
@@ -107,10 +107,7 @@ def command(argv: list[str]) -> None:
     parser.add_argument("--step", type=int, help="checkpoint; default: best by metric if one was kept, else newest")
     parser.add_argument("--ema", help="which average of the weights, or raw; default: the run's eval.ema")
     parser.add_json()
-    workdir_only = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    workdir_only.add_argument("--workdir")
-    if (folder := workdir_only.parse_known_args(argv)[0].workdir) is not None:
-        _add_options(parser, pathlib.Path(folder))
+    cli.add_workdir_options(parser, argv)
     args = parser.parse_args(argv)
     out = pathlib.Path(args.out)
     if args.num < 1 or args.batch_size < 1:
@@ -122,7 +119,7 @@ def command(argv: list[str]) -> None:
     cls = settings.sampling_class(opened.config)
     if cls is None:
         raise ConfigError(f"--workdir={args.workdir!r} holds a tokenizer, which does not sample; use jaxar.evaluate")
-    options = {f.name: getattr(args, f.name) for f in dataclasses.fields(cls) if hasattr(args, f.name)}
+    options = cli.given_options(args, cls)
     labels = _labels(args, opened)
     cond = sampling.conditions(opened.task, labels, args.caption or opened.captions)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -146,13 +143,6 @@ def command(argv: list[str]) -> None:
             f"{args.num} images in {out} ({rate}, compiled in {figures['compile_s']:.1f} s); grid: {grid}",
             args.json,
         )
-
-
-def _add_options(parser: cli.Parser, folder: pathlib.Path) -> None:
-    """The sampling options depend on the method, so they are known once the workdir is."""
-    cls = settings.sampling_class(workdir.open_config(folder, "--workdir"))
-    if cls is not None:
-        cli.add_fields(parser, cls, "sampling options of this workdir's method (default: its configuration)")
 
 
 def _labels(args: argparse.Namespace, opened: run.Run) -> np.ndarray:

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from jaxar import checkpoints, cli, backend, evaluation, flops, logs, partition, weights, workdir
+from jaxar import backend, checkpoints, cli, evaluation, flops, logs, partition, weights, workdir
 from jaxar import state as state_lib
 from jaxar.data import loader
 from jaxar.experiment import Setup, prepare

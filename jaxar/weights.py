@@ -1,5 +1,7 @@
 """Weights of one network out of a workdir's checkpoints."""
 
+import hashlib
+import json
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -62,6 +64,12 @@ def load_weights(
     loaded = checkpoints.load_player(folder / "checkpoints", step, player, {**where, "aux": aux})
     params = loaded["params"] if ema in (None, RAW) else loaded["emas"][ema]
     return {"params": params, **loaded["aux"]}
+
+
+def digest(variables: Variables) -> str:
+    """A short name for a set of weights, from the fingerprints of its arrays."""
+    text = json.dumps(checkpoints.fingerprints(variables), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def initialise(state: TrainState, section: Mapping[str, Any], abstract: TrainState, mesh: Mesh) -> TrainState:

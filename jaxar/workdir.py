@@ -117,12 +117,6 @@ def _git_revision() -> str | None:
         return None
 
 
-def digest(fingerprints: dict[str, int]) -> str:
-    """One short name for a set of weights, from the fingerprints of its arrays."""
-    text = json.dumps(fingerprints, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def array_digest(array: np.ndarray) -> str:
     """A short name for the contents of an array."""
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
