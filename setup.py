@@ -9,6 +9,7 @@ CORE = [
     "orbax-checkpoint>=0.12.8",
     "tensorflow-datasets>=4.9.10",
     "ml-collections>=1.1.0",
+    "dm-pix>=0.4.4",
     "array-record>=0.8.3",
     "grain>=0.2.18",
     "jaxtyping>=0.3.2",
