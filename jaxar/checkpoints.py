@@ -298,7 +298,7 @@ def _fingerprint_leaf(x: jax.Array) -> jax.Array:
         word = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
         bits = jax.lax.bitcast_convert_type(x, word).astype(jnp.uint32)
     position = jax.lax.iota(jnp.uint32, bits.size)
-    mixed = (bits ^ (position * jnp.uint32(2654435761))) * jnp.uint32(2246822519)
+    mixed = bits * jnp.uint32(2246822519)
     mixed ^= mixed >> 15
     # The odd weight makes equal values at other positions count differently.
     return jnp.sum(mixed * (2 * position + 1), dtype=jnp.uint32)

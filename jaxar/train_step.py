@@ -133,7 +133,7 @@ def _update(
 ) -> tuple[PlayerState, Metrics]:
     """One optimizer update, refused as a whole if the loss or gradients are not finite or spike."""
     optimizer, spec = plan.optimizers[name], plan.method.players()[name]
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     good = finite & jnp.isfinite(norm)
     if optimizer.config.spike is not None:
         usual = jnp.where(player.guard.norm > 0, player.guard.norm * optimizer.config.spike, jnp.inf)
@@ -161,8 +161,8 @@ def _update(
     result = jax.tree.map(lambda new, old: jnp.where(good, new, old), updated, refused)
     metrics = {
         "train/grad_norm": norm,
-        "train/param_norm": optax.global_norm(result.params),
-        "train/update_norm": jnp.where(good, optax.global_norm(change), 0),
+        "train/param_norm": optax.tree.norm(result.params),
+        "train/update_norm": jnp.where(good, optax.tree.norm(change), 0),
         "train/skipped": result.guard.skipped,
         "train/bad_in_a_row": result.guard.streak,
         "schedule/lr": optimizer.learning_rate(step),
