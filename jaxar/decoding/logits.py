@@ -93,8 +93,8 @@ def keep_top_k(logits: Float[Array, "*b v"], k: int) -> Float[Array, "*b v"]:
     """-inf in place of all but the `k` largest logits; ties with the k-th are kept, and k >= v keeps all."""
     if k >= logits.shape[-1]:
         return logits
-    kth = _largest_threshold(logits, lambda kept: jnp.sum(kept, axis=-1) >= k)
-    return jnp.where(logits >= kth[..., None], logits, -jnp.inf)
+    kept = _fewest_largest(logits, lambda kept: jnp.sum(kept, axis=-1) >= k)
+    return jnp.where(kept, logits, -jnp.inf)
 
 
 @typechecked
@@ -109,40 +109,39 @@ def keep_top_p(logits: Float[Array, "*b v"], p: float) -> Float[Array, "*b v"]:
     if p >= 1:
         return logits
     probs = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
-    # The largest threshold at which the ids kept still hold p: the ids above it hold less.
-    threshold = _largest_threshold(logits, lambda kept: jnp.sum(jnp.where(kept, probs, 0), axis=-1) >= p)
-    return jnp.where(logits >= threshold[..., None], logits, -jnp.inf)
-
-
-def _largest_threshold(
-    logits: Float[Array, "*b v"], enough: Callable[[Bool[Array, "*b v"]], Bool[Array, "*b"]]
-) -> Float[Array, "*b"]:
-    """The largest float32 x for which the set {logits >= x} is `enough`, by bisection over the bits: 32 passes, exact.
-
-    `enough` must hold for larger sets if it holds for smaller ones. If it holds for none, the result lies below all.
-    """
-    ordered = _ordered(logits.astype(jnp.float32))
-
-    def settle(i: Int[Array, ""], found: Array) -> Array:
-        candidate = found | (jnp.uint32(1) << (31 - i).astype(jnp.uint32))
-        return jnp.where(enough(ordered >= candidate[..., None]), candidate, found)
-
-    return _unordered(jax.lax.fori_loop(0, 32, settle, jnp.zeros(logits.shape[:-1], jnp.uint32)))
+    kept = _fewest_largest(logits, lambda kept: jnp.sum(jnp.where(kept, probs, 0), axis=-1) >= p)
+    return jnp.where(kept, logits, -jnp.inf)
 
 
 _SIGN = np.uint32(1 << 31)
+
+
+def _fewest_largest(
+    logits: Float[Array, "*b v"], enough: Callable[[Bool[Array, "*b v"]], Bool[Array, "*b"]]
+) -> Bool[Array, "*b v"]:
+    """The smallest set of the form {logits >= x} that is `enough`, or all: 32 passes of bisection over the bits of x.
+
+    `enough` must hold for larger sets if it holds for smaller ones. The set itself is what the loop carries: a
+    comparison with x after the loop could see logits that the compiler computed anew and rounded differently, and
+    then even the largest could miss the threshold.
+    """
+    ordered = _ordered(logits.astype(jnp.float32))
+
+    def settle(i: Int[Array, ""], state: tuple[Array, Array]) -> tuple[Array, Array]:
+        threshold, kept = state
+        candidate = threshold | (jnp.uint32(1) << (31 - i).astype(jnp.uint32))
+        fewer = ordered >= candidate[..., None]
+        good = enough(fewer)
+        return jnp.where(good, candidate, threshold), jnp.where(good[..., None], fewer, kept)
+
+    everything = jnp.zeros(logits.shape[:-1], jnp.uint32), jnp.ones(logits.shape, bool)
+    return jax.lax.fori_loop(0, 32, settle, everything)[1]
 
 
 def _ordered(x: Array) -> Array:
     """Unsigned integers in the order of the float32 values: negative numbers flipped, positive ones above them."""
     bits = jax.lax.bitcast_convert_type(jnp.where(x == 0, 0.0, x), jnp.uint32)  # one zero, not two
     return jnp.where(bits & _SIGN, ~bits, bits | _SIGN)
-
-
-def _unordered(bits: Array) -> Array:
-    # Below the smallest number there are only NaNs.
-    x = jax.lax.bitcast_convert_type(jnp.where(bits & _SIGN, bits ^ _SIGN, ~bits), jnp.float32)
-    return jnp.where(jnp.isnan(x), -jnp.inf, x)
 
 
 @typechecked
