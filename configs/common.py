@@ -2,6 +2,8 @@
 
 from ml_collections import ConfigDict
 
+from jaxar.config import unknown
+
 
 def base() -> ConfigDict:
     """Empty sections, and the mesh that takes every device for data parallelism."""
@@ -9,3 +11,13 @@ def base() -> ConfigDict:
     config = ConfigDict({name: ConfigDict() for name in sections})
     config.mesh = ConfigDict({"data": None, "fsdp": 1, "tensor": 1})
     return config
+
+
+def check_argument(arg: str, *known: str) -> None:
+    """Refuses an argument of `get_config` that the configuration does not know.
+
+    Raises:
+      ConfigError: neither empty nor one of `known`.
+    """
+    if arg and arg not in known:
+        raise unknown("argument of the configuration", arg, known)

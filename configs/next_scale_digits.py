@@ -1,0 +1,32 @@
+"""Next-scale autoregression over the token maps of 8x8 digits: VAR's network with 1.3M parameters.
+
+    python -m jaxar.train --config=configs/next_scale_digits.py --workdir=out/next_scale_digits
+
+Needs the tokenizer of configs/multiscale_vq_digits.py in out/multiscale_vq_digits.
+"""
+
+from common import base, check_argument
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    check_argument(arg, "smoke")
+    config = base()
+    config.data = {"name": "digits"}
+    config.tokenizer = {"from_": "out/multiscale_vq_digits"}
+    config.model = {"num_layers": 4, "width": 128, "num_heads": 4, "dropout": 0.1}
+    config.method = {"name": "next_scale"}
+    config.optim = {
+        "learning_rate": 1e-3,
+        "schedule": {"name": "cosine", "warmup_steps": 100},
+        "clip_norm": 2.0,
+        "ema": (0.995,),
+    }
+    config.train = {"num_steps": 3000, "batch_size": 128, "checkpoint_every": 500}
+    config.sample = {"guidance_scale": 1.5}
+    config.eval = {"every": 500, "sample_every": 1500, "reference": "digits", "ema": "0.995"}
+    if arg == "smoke":
+        config.model.update({"num_layers": 2, "width": 32, "num_heads": 2})
+        config.train.update({"num_steps": 2, "batch_size": 8})
+        config.eval = {}
+    return config
