@@ -110,6 +110,7 @@ class Checkpoints:
           DamagedCheckpointError: there are checkpoints, but none can be read.
           ConfigError: the checkpoint holds other networks or shapes than `abstract`.
         """
+        self.wait()
         damaged = []
         for step in reversed(self.steps):
             try:

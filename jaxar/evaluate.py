@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from jaxar import backend, cli, partition, run, sampling, settings, workdir
-from jaxar.config import ConfigError
+from jaxar.config import ConfigError, parse
 from jaxar.data import datasets, loader
 from jaxar.evaluation import Validation
 from jaxar.metrics import classifier, protocol
@@ -79,7 +79,7 @@ def validate(opened: run.Run) -> dict[str, float]:
     config = datasets.configure(opened.config["data"])
     frozen = "tokenizer" in opened.variables and "tokenizer" not in opened.method.players()
     prepare = Encoder(opened.task.tokenizer) if frozen and config.cache is None else None
-    size = settings.parse(settings.EvalConfig, opened.config.get("eval") or {}, "eval").batch_size
+    size = parse(settings.EvalConfig, opened.config.get("eval") or {}, "eval").batch_size
     batches = loader.eval_batches(config, "test", batch_size=size, mesh=opened.mesh)
     return Validation(opened.method, prepare)(opened.variables, batches)
 

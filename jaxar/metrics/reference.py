@@ -97,7 +97,7 @@ def from_file(path: pathlib.Path, net: FeatureNet) -> Reference:
     Raises:
       ConfigError: unreadable, wrong keys, shapes or types, or statistics made to judge reconstructions.
     """
-    arrays = _read_npz(path)
+    arrays = read_npz(path, "reference")
     kind = str(arrays.get("kind", KIND))
     if kind != KIND:
         raise ConfigError(
@@ -124,16 +124,21 @@ def check_count(what: str, count: int, least: int) -> None:
         raise ConfigError(f"{what} has {count} images; the metrics need at least {least}")
 
 
-def _read_npz(path: pathlib.Path) -> Mapping[str, np.ndarray]:
+def read_npz(path: pathlib.Path, role: str) -> Mapping[str, np.ndarray]:
+    """All arrays of an .npz file.
+
+    Args:
+      role: what the file is for, as messages call it.
+    Raises:
+      ConfigError: missing or unreadable.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
     except FileNotFoundError:
-        raise ConfigError(f"reference={str(path)!r} does not exist; give a dataset or an .npz file") from None
+        raise ConfigError(f"{role}={str(path)!r} does not exist; give the path of an .npz file") from None
     except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise ConfigError(
-            f"reference={str(path)!r} is no readable .npz file ({error}); write it with np.savez"
-        ) from error
+        raise ConfigError(f"{role}={str(path)!r} is no readable .npz file ({error}); write it with np.savez") from error
 
 
 def _read_gaussian(path: pathlib.Path, arrays: Mapping[str, np.ndarray], net: FeatureNet) -> Gaussian:

@@ -1,0 +1,97 @@
+"""Every method, as its own smoke configuration builds it: the suites find a new one by its files alone.
+
+A method `m` is tried through each configuration `configs/*_digits.py` whose method it is. A parent's default workdir is
+out/CONFIGURATION, so the parent's configuration, and with it the tokenizer, is found by name; its weights are random.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from jaxar import cli, experiment, lookup, optim, partition, settings, state
+from jaxar.data import datasets, loader
+from jaxar.methods.base import Method
+from jaxar.tokenizers.base import Encoder
+from jaxar.train_step import Plan
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+BATCH = 8
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Case:
+    """A configuration with everything a suite needs: the method, frozen variables, and a batch as its losses see it."""
+
+    name: str
+    config: dict[str, Any]
+    method: Method
+    frozen: dict[str, Any]
+    raw: dict[str, jax.Array]
+    batch: dict[str, jax.Array]
+    prepare: Encoder | None
+
+    @property
+    def task(self):
+        return settings.build_task(described(self.name))
+
+    def optimizers(self, section=None):
+        return optim.build(section or self.config["optim"], self.method, num_steps=100)
+
+    def plan(self, section=None, **options) -> Plan:
+        return Plan(self.method, self.optimizers(section), self.prepare, **options)
+
+    def state(self, plan, mesh=None, seed=0):
+        return state.create(self.method, plan.optimizers, mesh or partition.single_device_mesh(), jax.random.key(seed))
+
+
+def smoke(name: str) -> dict[str, Any]:
+    return cli.load_config(f"{CONFIGS / name}.py:smoke")
+
+
+def described(name: str) -> dict[str, Any]:
+    """The `task.json` of a smoke run, parents described by their own smoke configurations."""
+    config = smoke(name)
+    adopted = {}
+    for parent in ("tokenizer", "teacher"):
+        origin = (config.get(parent) or {}).get("from_")
+        if origin is None:
+            continue
+        of_parent = described(pathlib.Path(origin).name)
+        if parent == "tokenizer":
+            adopted[parent] = {"described": of_parent["tokenizer"]}
+        else:
+            parts = {k: smoke(pathlib.Path(origin).name)[k] for k in ("method", "model")}
+            adopted[parent] = {"described": {"config": parts, "task": of_parent}}
+            adopted.setdefault("tokenizer", {"described": of_parent["tokenizer"]})
+    return experiment.describe(config, datasets.info(datasets.configure(config["data"])), adopted)
+
+
+@functools.cache
+def case(name: str) -> Case:
+    config, task = smoke(name), settings.build_task(described(name))
+    method = settings.build_method(config, task)
+    frozen, prepare = {}, None
+    if task.tokenizer is not None and "tokenizer" not in method.players():
+        init = jax.jit(lambda key: nn.meta.unbox(task.tokenizer.init(key)))
+        frozen["tokenizer"] = init(jax.random.key(7))
+        prepare = Encoder(task.tokenizer)
+    if task.teacher is not None:
+        first = next(iter(task.teacher.players()))
+        frozen["teacher"] = jax.jit(lambda key: nn.meta.unbox(task.teacher.init(key)[first]))(jax.random.key(8))
+    raw = next(loader.train_batches(datasets.configure(config["data"]), batch_size=BATCH, seed=0))
+    batch = jax.jit(lambda f, b: prepare(f, b, None))(frozen, raw) if prepare else raw
+    return Case(name, config, method, frozen, raw, batch, prepare)
+
+
+def digits_configs() -> list[str]:
+    return sorted(p.stem for p in CONFIGS.glob("*_digits.py"))
+
+
+def uncovered() -> list[str]:
+    """Methods without a configuration on digits: the suites would miss them."""
+    tried = {smoke(name)["method"]["name"] for name in digits_configs()}
+    return sorted(set(lookup.names("jaxar.methods")) - tried)
