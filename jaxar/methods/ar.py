@@ -23,6 +23,7 @@ from jaxar.methods.base import Batch, Cond, LossAux, LossSpec, Method, PlayerSpe
 from jaxar.models import causal
 from jaxar.nn.cache import KVCache
 from jaxar.nn.layers import cast_weights
+from jaxar.nn.transformer import split_layers
 from jaxar.tokenizers.base import Tokens
 from jaxar.typing import Array, Float, Int, Key, Metrics, Variables
 
@@ -111,6 +112,7 @@ class AR(Method):
         """An `extend` for `decoding.ar.next_token` (None stands for the condition), and its empty cache."""
         net = self.network.clone(unroll=unroll)
         variables = cast_weights(variables, net.sizes.dtype)
+        variables = split_layers(variables) if unroll else variables
         pad = causal.padding(cond) if "text_mask" in cond else None
 
         def extend(

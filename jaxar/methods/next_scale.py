@@ -26,6 +26,7 @@ from jaxar.methods.base import Batch, Cond, LossAux, LossSpec, Method, PlayerSpe
 from jaxar.models import next_scale
 from jaxar.nn.cache import KVCache
 from jaxar.nn.layers import cast_weights
+from jaxar.nn.transformer import split_layers
 from jaxar.tokenizers.base import MultiscaleTokenizer, Tokens, TokenSpec
 from jaxar.typing import Array, Float, Int, Key, Metrics, Variables
 
@@ -125,6 +126,7 @@ class NextScale(Method):
         """An `extend` for `decoding.ar.next_scale`, and its empty cache."""
         net = self.network.clone(unroll=unroll)
         variables = cast_weights(variables, net.sizes.dtype)
+        variables = split_layers(variables) if unroll else variables
         condition = net.apply(variables, cond["label"], method="condition")
 
         def extend(

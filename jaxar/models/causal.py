@@ -101,7 +101,7 @@ class CausalTransformer(nn.Module):
       grid: height and width of the token map.
       num_classes: of a class-conditional model, None with text.
       text: length and width of the text features, None without text.
-      unroll: a straight line of layers in place of a loop; the parameters are the same.
+      unroll: a straight line of layers in place of a loop, for decoding; see `Stack`.
     """
 
     sizes: Sizes

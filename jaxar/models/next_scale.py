@@ -118,7 +118,7 @@ class NextScaleTransformer(nn.Module):
     Attributes:
       scale_lengths: tokens of each scale, coarse to fine.
       channels: width of the tokenizer's features.
-      unroll: a straight line of layers in place of a loop; the parameters are the same.
+      unroll: a straight line of layers in place of a loop, for decoding; see `Stack`.
     """
 
     sizes: Sizes

@@ -1,6 +1,7 @@
 """The transformer block, and stacks of any block under one scan."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -13,7 +14,7 @@ from jaxar.nn.cache import KVCache
 from jaxar.nn.layers import DEFAULT_INIT, MLP, Init, LayerNorm, RMSNorm, SwiGLU, drop_path, modulate
 from jaxar.nn.rope import Rotary
 from jaxar.partition import constrain
-from jaxar.typing import Array, Float, Int
+from jaxar.typing import Array, Float, Int, Variables
 
 Remat = Literal["none", "full", "dots"]
 
@@ -67,7 +68,7 @@ class LayerInputs(NamedTuple):
         (1 attention, 2 feed-forward), None without adaLN; m is 1 or t.
     """
 
-    index: Int[Array, ""]
+    index: Int[Array, ""] | int
     drop_path: Float[Array, ""] | None = None
     modulation: Float[Array, "b m 6 d"] | None = None
 
@@ -149,31 +150,42 @@ class Block(nn.Module):
         return constrain(x + branch, "batch", "length", "act_embed")
 
 
-def scan_layers(
-    block: type[nn.Module], num_layers: int, remat: Remat = "none", unroll: bool = False
-) -> type[nn.Module]:
+def scan_layers(block: type[nn.Module], num_layers: int, remat: Remat = "none") -> type[nn.Module]:
     """The class of a stack of `num_layers` copies of `block`, to be constructed with the block's fields.
 
     It is called as the block is, with (carry, per-layer inputs, shared inputs), all positional. Parameters have a
-    leading "layers" axis whether or not the loop is unrolled, so one checkpoint serves both.
+    leading "layers" axis.
 
     Args:
       remat: what the backward pass recomputes: "none", everything but the layers' inputs ("full"), or all but the
         outputs of weight matrices ("dots").
-      unroll: a straight line of layers in place of a loop: longer to compile, faster for short calls.
     """
     if remat != "none":
-        # A loop keeps forward and backward pass apart; in a straight line the compiler would merge the two again.
-        block = nn.remat(block, prevent_cse=unroll, policy=_POLICIES[remat])
+        # The loop keeps forward and backward pass apart by itself; the barriers of prevent_cse would only cost time.
+        block = nn.remat(block, prevent_cse=False, policy=_POLICIES[remat])
     return nn.scan(
         block,
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=(0, nn.broadcast),
         length=num_layers,
-        unroll=num_layers if unroll else 1,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
+
+
+def split_layers(variables: Variables) -> Variables:
+    """Variables of a network with looped stacks, in the layout of the same network with `unroll`.
+
+    Done once before a decode loop: a straight line that read slices of stacked weights would copy them at every step.
+    """
+    result: dict[str, Any] = {}
+    for name, value in variables.items():
+        if name == "layers":
+            count = jax.tree.leaves(value)[0].shape[0]
+            result |= {f"layer_{i}": jax.tree.map(lambda x, i=i: x[i], value) for i in range(count)}
+        else:
+            result[name] = split_layers(value) if isinstance(value, Mapping) else value
+    return result
 
 
 class Stack(nn.Module):
@@ -181,6 +193,8 @@ class Stack(nn.Module):
 
     Attributes:
       drop_path: stochastic depth of the last layer; it grows linearly from 0 at the first.
+      unroll: a straight line of layers in place of the loop, for decoding: longer to compile, faster for short calls.
+        Its parameters are those of the loop after `split_layers`; nothing is recomputed.
     """
 
     spec: BlockSpec
@@ -214,11 +228,16 @@ class Stack(nn.Module):
         Returns:
           The activations before any final norm, and the cache with the t tokens counted in.
         """
-        layers = scan_layers(Block, self.num_layers, self.remat, self.unroll)
         rates = jnp.linspace(0.0, self.drop_path, self.num_layers) if self.drop_path else None
         inputs = LayerInputs(jnp.arange(self.num_layers), rates, modulation)
-        stack = layers(self.spec, mask, kv_len, deterministic, name="layers")
-        x = constrain(x.astype(self.spec.dtype), "batch", "length", "act_embed")
-        tokens = x.shape[1]
-        (x, cache), _ = stack((x, cache), inputs, Shared(rotary, dynamic))
-        return x, None if cache is None else cache.advance(tokens)
+        shared, fields = Shared(rotary, dynamic), (self.spec, mask, kv_len, deterministic)
+        carry = constrain(x.astype(self.spec.dtype), "batch", "length", "act_embed"), cache
+        if self.unroll:
+            for i in range(self.num_layers):
+                own = jax.tree.map(lambda leaf: leaf[i], inputs)  # noqa: B023 - called at once
+                carry, _ = Block(*fields, name=f"layer_{i}")(carry, own._replace(index=i), shared)
+        else:
+            stack = scan_layers(Block, self.num_layers, self.remat)(*fields, name="layers")
+            carry, _ = stack(carry, inputs, shared)
+        x, cache = carry
+        return x, None if cache is None else cache.advance(x.shape[1])

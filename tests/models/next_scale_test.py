@@ -11,6 +11,7 @@ import pytest
 
 from jaxar.config import ConfigError
 from jaxar.models.next_scale import NextScaleTransformer, Sizes
+from jaxar.nn.transformer import split_layers
 
 SCALES, VOCAB, CLASSES, CHANNELS = (4, 9, 16), 7, 5, 3  # the first scale is 2x2
 TOKENS, LEVEL = sum(SCALES), np.repeat(np.arange(3), SCALES)
@@ -38,11 +39,12 @@ def logits(shared=False):
 
 @pytest.mark.parametrize("changes", [{}, {"shared_adaln": True}, {"unroll": True}], ids=str)
 def test_cached_scales_equal_the_full_forward(changes):
-    shared = changes.get("shared_adaln", False)
-    net = network(shared_adaln=shared).clone(unroll=changes.get("unroll", False))
+    shared, unroll = changes.get("shared_adaln", False), changes.get("unroll", False)
+    net = network(shared_adaln=shared).clone(unroll=unroll)
 
     @jax.jit
     def run(variables):
+        variables = split_layers(variables) if unroll else variables
         condition = net.apply(variables, LABELS, method="condition")
         cache, pieces = net.init_cache(2), []
         for scale, inputs in enumerate((None, FEATURES[:, :9], FEATURES[:, 9:])):
