@@ -109,9 +109,15 @@ def constrain(x: Array, *names: str | None) -> Array:
         return x
     if len(names) != x.ndim:
         raise ValueError(f"{len(names)} logical axes {names} for an array of rank {x.ndim} and shape {x.shape}")
-    spec = resolve(names)
-    fits = [axes if size % _size(axes, mesh) == 0 else None for size, axes in zip(x.shape, spec)]
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*fits))
+    return jax.lax.with_sharding_constraint(x, fit(names, x.shape))
+
+
+def fit(names: Sequence[str | None], shape: Sequence[int]) -> PartitionSpec:
+    """As `resolve`, on the mesh in scope; dimensions that its axes do not divide stay whole."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return PartitionSpec(
+        *(axes if size % _size(axes, mesh) == 0 else None for size, axes in zip(shape, resolve(names)))
+    )
 
 
 def _size(axes: Any, mesh: Any) -> int:

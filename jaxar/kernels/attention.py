@@ -1,8 +1,9 @@
 """The one attention call of the package: argument checks, and the choice of an implementation.
 
 `auto` asks first what the mask is. Structure that is static is cut into unmasked pieces (`xla.sliced`), each of which
-then runs on the fastest unmasked attention of the platform: cuDNN on NVIDIA GPUs for 16-bit types, XLA elsewhere.
-Masks that only the data knows take one masked XLA call.
+then runs on the fastest unmasked attention of the platform: cuDNN on NVIDIA GPUs for 16-bit types, XLA elsewhere. Long
+sequences on a TPU take the flash kernel, which skips the same work and never holds queries by keys in memory. Masks
+that only the data knows take one masked XLA call.
 
 Which platform a program runs on is settled when it is lowered, so accelerated branches sit in a
 `jax.lax.platform_dependent` beside the XLA one. They are traced only where they can be lowered at all: when the mesh in
@@ -17,11 +18,17 @@ import jax.numpy as jnp
 
 from jaxar.config import ConfigError, unknown
 from jaxar.kernels import xla
+from jaxar.kernels.flash_tpu import flash_attention
 from jaxar.kernels.mask import DynamicRanges, MaskSpec
 from jaxar.kernels.reference import reference
+from jaxar.kernels.sharding import per_shard
 from jaxar.typing import Array, Float, typechecked
 
-Implementation = Literal["auto", "reference", "xla", "sliced", "cudnn"]
+Implementation = Literal["auto", "reference", "xla", "sliced", "cudnn", "flash_tpu"]
+
+# An estimate without a timing on a device: from here on, the logits that XLA holds (queries by keys in float32) take 4
+# MiB per head, while the flash kernel's grid has steps enough to hide what starting each costs.
+FLASH_TPU_LENGTH = 1024
 
 
 @typechecked
@@ -45,7 +52,7 @@ def attention(
       scale: factor of the logits, 1 / sqrt(e) by default.
       implementation: an `Implementation`; "auto" takes the fastest that fits. "reference", "xla" and "sliced" run
         everywhere and have forward-mode derivatives, which the others lack: a method that takes a jvp through its
-        network must name one of them.
+        network must name one of them. "flash_tpu" is interpreted, slowly, where the target is no TPU.
     Returns:
       In the type of `q`. A query without keys gives zeros.
     Raises:
@@ -69,8 +76,12 @@ def _auto(q: Array, k: Array, v: Array, mask: MaskSpec, dynamic: DynamicRanges |
         return lambda q, k, v, dynamic: _IMPLEMENTATIONS[name](q, k, v, mask, dynamic, scale)
 
     everywhere = run("xla" if _refuse_sliced(q, k, v, dynamic) else "sliced")
-    if target_platform() == "gpu" and _refuse_cudnn(q, k, v, dynamic) is None:
+    target = target_platform()
+    long = min(q.shape[1], k.shape[1]) >= FLASH_TPU_LENGTH
+    if target == "gpu" and _refuse_cudnn(q, k, v, dynamic) is None:
         return jax.lax.platform_dependent(q, k, v, dynamic, cuda=run("cudnn"), default=everywhere)
+    if target == "tpu" and long and _refuse_flash_tpu(q, k, v, dynamic) is None:
+        return jax.lax.platform_dependent(q, k, v, dynamic, tpu=run("flash_tpu"), default=everywhere)
     return everywhere(q, k, v, dynamic)
 
 
@@ -112,6 +123,14 @@ def _refuse_cudnn(q: Array, k: Array, v: Array, dynamic: DynamicRanges | None) -
     return None
 
 
+def _refuse_flash_tpu(q: Array, k: Array, v: Array, dynamic: DynamicRanges | None) -> str | None:
+    if dynamic is not None and dynamic.extra is not None:
+        return "takes ranges alone, and dynamic.extra is given"
+    if not q.dtype == k.dtype == v.dtype:
+        return f"needs one type for q, k and v, got {q.dtype}, {k.dtype}, {v.dtype}"
+    return None
+
+
 def _sliced(q: Array, k: Array, v: Array, mask: MaskSpec, dynamic: None, scale: float) -> Array:
     return xla.sliced(q, k, v, mask, scale)
 
@@ -128,10 +147,17 @@ def _cudnn_piece(q: Array, k: Array, v: Array, mask: MaskSpec, dynamic: None, sc
     return (_cudnn if whole else xla.masked)(q, k, v, mask, dynamic, scale)
 
 
+def _flash_tpu(q: Array, k: Array, v: Array, mask: MaskSpec, dynamic: DynamicRanges | None, scale: float) -> Array:
+    interpret = target_platform() != "tpu"
+    kernel = per_shard(lambda q, k, v, dynamic: flash_attention(q, k, v, mask, dynamic, scale, interpret=interpret))
+    return kernel(q, k, v, dynamic)
+
+
 _IMPLEMENTATIONS: dict[str, Callable[..., Array]] = {
     "reference": reference,
     "xla": xla.masked,
     "sliced": _sliced,
     "cudnn": _cudnn,
+    "flash_tpu": _flash_tpu,
 }
-_REFUSALS = {"sliced": _refuse_sliced, "cudnn": _refuse_cudnn}
+_REFUSALS = {"sliced": _refuse_sliced, "cudnn": _refuse_cudnn, "flash_tpu": _refuse_flash_tpu}

@@ -5,9 +5,9 @@ the grid runs over visited blocks alone, in the forward kernel, in that of dq an
 Inside a block, positions are compared with the ranges of each query, which may be narrower than the static mask: that
 is how ranges that are data come in.
 
-The tests compile it ahead of time for TPU v5e; no timing on a device stands behind the block sizes. They follow from
-arithmetic: a grid step costs about 0.35 us, and 512 x 512 with head_dim 64 is the first tile whose matmuls take as long
-on a v5e (197 TFLOP/s).
+The tests interpret it, lower it for TPUs and, where libtpu is installed, compile it ahead of time for a v5e; it has not
+run on a device, and no timing stands behind the block sizes. They follow from arithmetic: a grid step costs about 0.35
+us, and 512 x 512 with head_dim 64 is the first tile whose matmuls take as long on a v5e (197 TFLOP/s).
 
 Reference: Dao, FlashAttention-2: Faster Attention with Better Parallelism and Work Partitioning, 2023.
 """

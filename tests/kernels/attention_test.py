@@ -245,3 +245,7 @@ def test_mistakes_are_named():
         attention(q, k, v, implementation="cudnn")
     with pytest.raises(ConfigError, match="'sliced' slices by static masks alone"):
         attention(q, k, v, dynamic=DynamicRanges.below(jnp.int32(3), 13), implementation="sliced")
+    with pytest.raises(ConfigError, match=r"'flash_tpu' needs one type for q, k and v, got bfloat16, float32.*'auto'"):
+        attention(q.astype(jnp.bfloat16), k, v, implementation="flash_tpu")
+    with pytest.raises(ConfigError, match="'flash_tpu' takes ranges alone, and dynamic.extra is given"):
+        attention(q, k, v, dynamic=DYNAMIC["draft_tree"], implementation="flash_tpu")
