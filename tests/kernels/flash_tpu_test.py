@@ -71,10 +71,11 @@ def _exact(q, k, v, cotangent, allowed):
     return out, dq, *(x.reshape(*k.shape[:3], groups, -1).sum(3) for x in (dk, dv))
 
 
-def _inputs(mask, dtype=jnp.float32, heads=4, kv_heads=2, head_dim=32):
+def _inputs(mask, dtype=jnp.float32, heads=4, kv_heads=2, head_dim=32, peaked=1.0):
     rng = np.random.default_rng(0)
     queries, keys = (2, mask.num_queries, heads, head_dim), (2, mask.kv_len, kv_heads, head_dim)
-    return [jnp.asarray(rng.standard_normal(shape), dtype) for shape in (queries, keys, keys, queries)]
+    q, k, v, cotangent = (rng.standard_normal(shape) for shape in (queries, keys, keys, queries))
+    return [jnp.asarray(x, dtype) for x in (peaked * q, k, v, cotangent)]
 
 
 def _assert_exact(mask, dynamic=None, blocks=(BLOCK, BLOCK), tolerance=2e-6, **shapes):
@@ -104,14 +105,15 @@ def test_head_dims_and_groups(shapes):
     _assert_exact(MASKS["block_causal"], **shapes)
 
 
-@pytest.mark.parametrize("blocks", [(16, 8), (8, 32), (None, None)], ids=str)
+@pytest.mark.parametrize("blocks", [(16, 8), (8, 24), (None, None)], ids=str)
 def test_block_sizes_change_nothing(blocks):
     _assert_exact(MASKS["block_causal"], blocks=blocks)
 
 
 @pytest.mark.parametrize("name", ["causal", "block_diagonal"])
 def test_bfloat16_accumulates_in_float32(name):
-    _assert_exact(MASKS[name], dtype=jnp.bfloat16, tolerance=1e-2)
+    """Logits around 10, which differ by a tenth where they are rounded to bfloat16."""
+    _assert_exact(MASKS[name], dtype=jnp.bfloat16, peaked=4.0, tolerance=1e-2)
 
 
 @pytest.mark.slow
