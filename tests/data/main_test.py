@@ -74,7 +74,7 @@ def test_options_are_keys_of_the_data_section(run):
         (["inspect", "digit"], "unknown dataset 'digit'.*did you mean 'digits'"),
         (["inspect", "digits", "--imagesize=3"], "unknown key 'data.imagesize'.*did you mean 'data.image_size'"),
         (["inspect", "digits", "--image_size=x"], "data.image_size='x' has type str; it must be int"),
-        (["inspect", "digits", "--shift"], "--shift needs a value"),
+        (["inspect", "digits", "--shift"], "option --shift is unknown or lacks its value"),
         (["inspect", "digits", "extra"], "unexpected argument 'extra'"),
         (["look", "digits"], "invalid choice: 'look'"),
         (["inspect", "folder", "--root=/no/such"], "data.root='/no/such' is not a folder"),

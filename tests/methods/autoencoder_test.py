@@ -138,7 +138,8 @@ def test_the_plan_without_an_adversary():
 
 def test_the_adversary_enters_at_its_start():
     m = adversarial(start=3)
-    assert list(m.players()) == list(jax.eval_shape(m.init, jax.random.key(0))) == ["tokenizer", "discriminator"]
+    assert list(m.players()) == ["tokenizer", "discriminator"]
+    assert set(jax.eval_shape(m.init, jax.random.key(0))) == set(m.players())
     assert [(stage.name, stage.start) for stage in m.stages()] == [("reconstruct", 0), ("adversarial", 3)]
     assert m.active(2) == ("reconstruction",)
     assert m.active(3) == m.active(4) == ("generator", "discriminator")
