@@ -14,17 +14,17 @@ def get_config(arg: str = "") -> ConfigDict:
     config = base()
     config.data = {"name": "digits"}
     config.tokenizer = {"from_": "out/multiscale_vq_digits"}
-    config.model = {"num_layers": 4, "width": 128, "num_heads": 4, "dropout": 0.1}
+    config.model = {"num_layers": 4, "width": 64, "num_heads": 2, "dropout": 0.0}
     config.method = {"name": "next_scale"}
     config.optim = {
-        "learning_rate": 1e-3,
+        "learning_rate": 2e-3,
         "schedule": {"name": "cosine", "warmup_steps": 100},
         "clip_norm": 2.0,
         "ema": (0.995,),
     }
-    config.train = {"num_steps": 3000, "batch_size": 128, "checkpoint_every": 500}
+    config.train = {"num_steps": 3000, "batch_size": 64, "checkpoint_every": 500}
     config.sample = {"guidance_scale": 1.5}
-    config.eval = {"every": 500, "sample_every": 1500, "reference": "digits", "ema": "0.995"}
+    config.eval = {"every": 500, "sample_every": 3000, "reference": "digits", "ema": "0.995"}
     if arg == "smoke":
         config.model.update({"num_layers": 2, "width": 32, "num_heads": 2})
         config.train.update({"num_steps": 2, "batch_size": 8})

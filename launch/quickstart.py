@@ -1,11 +1,14 @@
 """The whole chain on real data in minutes: tokenizers, an AR and a next-scale model on digits, samples, evaluation.
 
-Each step is a command that works by itself; its equivalent is printed. A step that is done is not done again.
+Each step is a command that works by itself and is printed. Training that is done is not done again.
 """
 
 import argparse
+import concurrent.futures
 import json
 import pathlib
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -16,37 +19,32 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from jaxar import backend, cli, evaluate, run, train, workdir
+from jaxar import backend, run, workdir
 from jaxar.data import loader, pictures
 from jaxar.metrics import reference
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-TOKENIZERS = {"vq": "vq_digits", "multiscale_vq": "multiscale_vq_digits"}
-MODELS = {"ar": ("ar_digits", "vq"), "next_scale": ("next_scale_digits", "multiscale_vq")}
-SEEDS = (0, 1, 2)
+CHAINS = {"ar": "vq", "next_scale": "multiscale_vq"}  # model: its tokenizer
 COLUMNS = 20  # images per row of the grid, two of each class
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out/quickstart"))
-    parser.add_argument(
-        "--arg", default="", help="argument of the configurations; 'smoke' tries the chain without training"
-    )
+    parser.add_argument("--arg", default="", help="argument of the configurations; 'smoke' tries the chain untrained")
     args = parser.parse_args()
     out, begun = args.out, time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
+    # XLA keeps about one core busy with networks as small as these: two chains side by side use two.
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        chains = [pool.submit(run_chain, out, model, args.arg) for model in CHAINS]
+        results = [chain.result() for chain in chains]
+    report = {
+        "models": {model: result[model] for model, result in zip(CHAINS, results)},
+        "tokenizers": {CHAINS[model]: result[CHAINS[model]] for model, result in zip(CHAINS, results)},
+        "minutes": round((time.perf_counter() - begun) / 60, 2),
+    }
     backend.initialize()
-    for name, config in TOKENIZERS.items():
-        train_step(out / name, config, args.arg, [])
-    for name, (config, tokenizer) in MODELS.items():
-        train_step(out / name, config, args.arg, [f"--config.tokenizer.from_={out / tokenizer}"])
-    report = {"models": {}, "tokenizers": {}}
-    for name in TOKENIZERS:
-        report["tokenizers"][name] = evaluate_step(out / name)
-    for name in MODELS:
-        report["models"][name] = evaluate_step(out / name)
-    report["minutes"] = round((time.perf_counter() - begun) / 60, 2)
     draw_grid(out)
     draw_curves(out)
     workdir.write_json(out / "report.json", report)
@@ -55,29 +53,33 @@ def main() -> None:
     print(f"\n{text}\n{out}/report.md, grid.png, curves.png")
 
 
-def train_step(folder: pathlib.Path, config: str, arg: str, overrides: list[str]) -> None:
-    spec = f"{ROOT / 'configs' / config}.py{':' + arg if arg else ''}"
-    print(
-        f"$ python -m jaxar.train {' '.join([f'--config=configs/{config}.py', f'--workdir={folder}', *overrides])}",
-        flush=True,
-    )
-    train.train(cli.load_config(spec, overrides), folder)
+def run_chain(out: pathlib.Path, model: str, arg: str) -> dict[str, Any]:
+    """A tokenizer, a model on its tokens, samples of it, and the evaluation of both by workdir."""
+    tokenizer = CHAINS[model]
+    parent = f"--config.tokenizer.from_={out / tokenizer}"
+    for name, overrides in ((tokenizer, []), (model, [parent])):
+        config = f"--config={ROOT / 'configs' / f'{name}_digits.py'}{':' + arg if arg else ''}"
+        run_command("train", config, f"--workdir={out / name}", *overrides)
+    run_command("sample", f"--workdir={out / model}", "--num=200", f"--out={out / model / 'samples.npz'}")
+    reference = ("--reference=digits", "--batch_size=479")
+    return {name: run_command("evaluate", f"--workdir={out / name}", *reference) for name in (tokenizer, model)}
 
 
-def evaluate_step(folder: pathlib.Path) -> dict[str, Any]:
-    """The stored evaluation of a workdir, made if it is not there."""
-    stored = folder / "evaluations" / "quickstart.json"
-    print(f"$ python -m jaxar.evaluate --workdir={folder} --reference=digits", flush=True)
-    if not stored.is_file():
-        opened = run.load(folder)
-        if opened.options is None:
-            result = evaluate.evaluate_tokenizer(opened, "digits", batch_size=256)
-        else:
-            digits = reference.load("digits")
-            result = evaluate.evaluate_generator(opened, digits, num=None, seeds=SEEDS, batch_size=479, options={})
-        stored.parent.mkdir(exist_ok=True)
-        workdir.write_json(stored, result)
-    return workdir.read_json(stored)
+def run_command(name: str, *options: str) -> dict[str, Any]:
+    """Runs `python -m jaxar.NAME`, shows it and its log, and returns its result.
+
+    Raises:
+      SystemExit: the command failed; its own message has been shown.
+    """
+    print(f"$ python -m jaxar.{name} {' '.join(options)}", flush=True)
+    command = [sys.executable, "-m", f"jaxar.{name}", *options, "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:  # not the terminal itself: two progress bars would overwrite each other
+            print(f"  {line.rstrip()}", flush=True)
+        result = process.stdout.read()
+    if process.returncode:
+        raise SystemExit(process.returncode)
+    return json.loads(result)
 
 
 def draw_grid(out: pathlib.Path) -> None:
@@ -87,42 +89,36 @@ def draw_grid(out: pathlib.Path) -> None:
     chosen = [np.flatnonzero(test.labels == label)[i // 10] for i, label in enumerate(labels)]
     real = test.images[chosen]
     rows = {"real": real}
-    for name in TOKENIZERS:
-        rows[f"{name}"] = run.load(out / name).reconstruct(loader.to_float(real))
-    for name in MODELS:
-        rows[name] = run.load(out / name).sample(labels)
+    for name in CHAINS.values():
+        rows[name] = run.load(out / name).reconstruct(loader.to_float(real))
+    for name in CHAINS:
+        with np.load(out / name / "samples.npz") as samples:  # classes in turn, as in `labels`
+            rows[name] = samples["arr_0"][:COLUMNS]
     titles = [str(label) for label in labels] * len(rows)
     picture = pictures.grid(np.concatenate(list(rows.values())), titles, COLUMNS, row_titles=list(rows))
     picture.save(out / "grid.png")
 
 
 def draw_curves(out: pathlib.Path) -> None:
-    """Training and validation curves of the four runs."""
+    """Training and test curves of the four runs."""
     figure, axes = plt.subplots(1, 4, figsize=(18, 4), layout="constrained")
-    for axis, name in zip(axes, [*TOKENIZERS, *MODELS]):
-        figure_name, value, unit = (
-            ("eval/test/psnr", "train/reconstruction", "PSNR, dB")
-            if name in TOKENIZERS
-            else ("eval/test/bits_per_token", "train/nll", "bits per token")
-        )
-        lines = [json.loads(line) for line in (out / name / "metrics.jsonl").read_text().splitlines()]
-        train_points = [(line["step"], line[value]) for line in lines if value in line]
-        test_points = [(line["step"], line[figure_name]) for line in lines if figure_name in line]
-        scale = 1 / np.log(2) if name in MODELS else 1.0
-        steps, values = zip(*train_points)
-        axis.plot(steps, np.array(values) * scale, color="tab:blue", label="train")
-        axis.set(
-            title=name,
-            xlabel="step",
-            ylabel=unit if name in MODELS else "training loss",
-            yscale="log" if name in TOKENIZERS else "linear",
-        )
-        other = axis.twinx() if name in TOKENIZERS else axis
-        other.plot(*zip(*test_points), color="tab:orange", marker="o", label="test")
-        if other is not axis:
-            other.set_ylabel(f"test {unit}")
-        axis.legend(loc="upper center")
+    for axis, name in zip(axes, CHAINS.values()):
+        draw_curve(axis, out / name, "train/reconstruction", "training loss", "tab:blue")
+        axis.set(yscale="log")
+        draw_curve(axis.twinx(), out / name, "eval/test/psnr", "test PSNR, dB", "tab:orange")
+    for axis, name in zip(axes[len(CHAINS) :], CHAINS):
+        draw_curve(axis, out / name, "train/nll", "nats per token (blue: training, orange: test)", "tab:blue")
+        draw_curve(axis, out / name, "eval/test/bits_per_token", axis.get_ylabel(), "tab:orange", np.log(2))
     figure.savefig(out / "curves.png", dpi=110)
+
+
+def draw_curve(axis: plt.Axes, folder: pathlib.Path, figure: str, label: str, color: str, scale: float = 1.0) -> None:
+    """One figure of metrics.jsonl, times `scale`, against the step."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    points = [(line["step"], scale * line[figure]) for line in lines if figure in line]
+    axis.plot(*zip(*points), color=color, marker="o" if len(points) < 10 else None)
+    axis.set(title=folder.name, xlabel="step")
+    axis.set_ylabel(label, color=color if axis.get_ylabel() == "" and "(" not in label else "black")
 
 
 def describe(report: dict[str, Any]) -> str:
@@ -145,10 +141,9 @@ def describe(report: dict[str, Any]) -> str:
         lines.append(f"| {' | '.join(map(str, cells))} |")
     lines += ["", "| tokenizer | PSNR, dB | SSIM | rfd_digits | codes used |", "| --- | --- | --- | --- | --- |"]
     for name, r in report["tokenizers"].items():
-        used = r["validation"].get("code_use", r["validation"].get("code_use_scale_4"))
-        m = r["metrics"]
+        m, used = r["metrics"], r["validation"]["code_use"]
         lines.append(f"| {name} | {m['psnr']:.2f} | {m['ssim']:.3f} | {m['rfd_digits']:.3f} | {used:.0%} |")
-    return "\n".join([*lines, "", f"{report['minutes']} minutes."])
+    return "\n".join([*lines, "", f"Took {report['minutes']} minutes.", ""])
 
 
 if __name__ == "__main__":
