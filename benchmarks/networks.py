@@ -1,0 +1,72 @@
+"""The networks that the benchmarks measure, from dataclasses and with random weights."""
+
+import dataclasses
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxar.methods import ar, next_scale
+from jaxar.methods.base import Method, Task
+from jaxar.nn.convnet import ConvStack
+from jaxar.tokenizers import multiscale_vq
+from jaxar.tokenizers.base import ImageSpec, TokenSpec
+from jaxar.typing import Variables
+
+VAR_SCALES = {
+    16: (1, 2, 3, 4, 5, 6, 8, 10, 13, 16),
+    24: (1, 2, 3, 4, 6, 9, 13, 18, 24),
+    8: (1, 2, 3, 4, 6, 8),
+    4: (1, 2, 3, 4),
+}
+NUM_CLASSES = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """The network to measure: `side` is the token grid's (the last scale's); heads have 64 channels."""
+
+    method: Literal["ar", "next_scale"] = "ar"
+    layers: int = 4
+    width: int = 256
+    side: int = 16
+    vocab: int = 4096
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Literal["none", "full", "dots"] = "none"
+
+    def build(self) -> Method:
+        common = dict(num_layers=self.layers, width=self.width, num_heads=self.width // 64, dropout=0.0)
+        common |= dict(dtype=self.dtype, remat=self.remat)
+        image = ImageSpec(16 * self.side, 3)
+        if self.method == "ar":
+            spec = TokenSpec("discrete", ((self.side, self.side),), channels=8, vocab_size=self.vocab)
+            return ar.build(ar.Config(), ar.Model(**common), Task(image, NUM_CLASSES, spec))
+        # Only the quantizer takes part in sampling; the convolutions are as small as they can be.
+        stack = ConvStack(1, (1,) * 5, num_res_blocks=1, groups=1)
+        config = multiscale_vq.Config(self.vocab, 32, stack, VAR_SCALES[self.side])
+        tokenizer = multiscale_vq.build(config, image)
+        task = Task(image, NUM_CLASSES, tokenizer.spec, tokenizer)
+        return next_scale.build(next_scale.Config(), next_scale.Model(**common), task)
+
+    @property
+    def num_tokens(self) -> int:
+        if self.method == "ar":
+            return self.side**2
+        return sum(side**2 for side in VAR_SCALES[self.side])
+
+
+def random_variables(method: Method) -> dict[str, Variables]:
+    """Gaussian weights for the method and, if it has one, for its tokenizer's quantizer."""
+    shapes = dict(jax.eval_shape(method.init, jax.random.key(0)))
+    if isinstance(method, next_scale.NextScale):
+        params = jax.eval_shape(method.tokenizer.init, jax.random.key(0))["params"]
+        shapes["tokenizer"] = {"params": {name: params[name] for name in ("codebook", "phi")}}
+    rng = np.random.default_rng(0)
+    draw = lambda leaf: jnp.asarray(0.02 * rng.standard_normal(leaf.shape, np.float32), leaf.dtype)  # noqa: E731
+    return jax.tree.map(draw, nn.meta.unbox(shapes))
+
+
+def num_parameters(variables: dict[str, Variables]) -> int:
+    return sum(x.size for x in jax.tree.leaves(variables["model"]))
