@@ -19,7 +19,7 @@ def reference(
 
     Head h reads key/value head h // (heads / kv_heads). A query without keys gives zeros, with zero gradients.
     """
-    groups = q.shape[2] // k.shape[2]
+    groups, dtype = q.shape[2] // k.shape[2], q.dtype
     q, k, v = (x.astype(jnp.float32) for x in (q, jnp.repeat(k, groups, axis=2), jnp.repeat(v, groups, axis=2)))
     allowed = jnp.asarray(mask.dense())
     if dynamic is not None:
@@ -30,4 +30,4 @@ def reference(
     weights = jnp.where(allowed, jnp.exp(jnp.where(allowed, logits - peak, 0)), 0)
     total = weights.sum(-1, keepdims=True)
     probabilities = weights / jnp.where(total > 0, total, 1)
-    return jnp.einsum("bhts,bshe->bthe", probabilities, v, precision="highest")
+    return jnp.einsum("bhts,bshe->bthe", probabilities, v, precision="highest").astype(dtype)

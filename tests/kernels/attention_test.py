@@ -109,7 +109,7 @@ def test_large_masked_logits_leave_gradients_finite(implementation):
     _assert_like_oracle((q, k, v, cotangent), mask=mask, implementation=implementation)
 
 
-@implementations
+@pytest.mark.parametrize("implementation", ("reference", *IMPLEMENTATIONS))
 def test_bfloat16_inputs_accumulate_in_float32(implementation):
     mask = MASKS["prefix"]
     inputs = _inputs(mask, jnp.bfloat16)
