@@ -5,8 +5,9 @@ import pathlib
 
 import jax
 
-# Variables that a launcher sets when it starts one process per host or device.
-_CLUSTER = ("JAX_COORDINATOR_ADDRESS", "SLURM_JOB_ID", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES")
+# Variables that a launcher sets when it starts one process per host or device. A TPU VM outside GKE has none: JAX finds
+# its pod in the metadata server, and launch/tpu_pod.sh sets JAXAR_CLUSTER to say that it should.
+_CLUSTER = ("JAX_COORDINATOR_ADDRESS", "SLURM_JOB_ID", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES", "JAXAR_CLUSTER")
 
 
 def initialize() -> None:
@@ -36,5 +37,5 @@ def _join_cluster() -> None:
         }
     if jax.config.jax_platforms == "cpu" or os.environ.get("JAX_PLATFORMS") == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.config.update("jax_enable_recoverability", True)  # a lost worker is an exception here, not an abort
+    # JAX's "recoverability" stays off: with it the coordinator leaves without waiting, which aborts those still there.
     jax.distributed.initialize(**explicit, heartbeat_timeout_seconds=60)

@@ -70,7 +70,7 @@ class Evaluator:
     ) -> dict[str, float]:
         images = next(self._test_batches())["image"][: self._setup.eval.grid]
         again = sampling.reconstruct(self._setup.task.tokenizer, variables["tokenizer"], images)
-        rows = np.concatenate([np.asarray(sampling.to_uint8(images)), np.asarray(again)])
+        rows = np.concatenate([sampling.to_host(part) for part in (sampling.to_uint8(images), again)])
         picture = pictures.grid(rows, columns=len(images) // 2 or 1)
         self._save_grid(picture, done, writer)
         return {}

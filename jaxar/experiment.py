@@ -5,6 +5,7 @@ import pathlib
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from jaxar import optim, parents, partition, settings, workdir
@@ -53,6 +54,8 @@ def prepare(config: dict[str, Any], folder: pathlib.Path) -> Setup:
     workdir.check_same_run(folder, config)
     info = datasets.info(data)
     adopted = {name: parents.adopt(folder, name, p, mesh) for name, p in parents.sections(config).items()}
+    if jax.process_count() > 1:  # process 0 wrote what the others read next
+        multihost_utils.sync_global_devices("parents are adopted")
     described = describe(config, info, adopted)
     task = settings.build_task(described)
     method = settings.build_method(config, task)

@@ -25,6 +25,13 @@ def to_uint8(images: Float[Array, "b h w c"]) -> UInt8[Array, "b h w c"]:
     return jnp.clip(jnp.round((images + 1) * 127.5), 0, 255).astype(jnp.uint8)
 
 
+def to_host(array: Array) -> np.ndarray:
+    """The whole array in the memory of every process, wherever its shards live. All processes must call it."""
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    return multihost_utils.process_allgather(array, tiled=True)
+
+
 @typechecked
 def sample_keys(seed: int | Int[Array, ""], ids: Int[Array, "b"]) -> Keys:
     """One key per sample, from the seed and the sample's global id."""
@@ -104,9 +111,7 @@ class Sampler:
                 self.compile_seconds += time.perf_counter() - begun
             begun = time.perf_counter()
             images = self._compiled[signature](*args)
-            if jax.process_count() > 1:
-                images = multihost_utils.process_allgather(images, tiled=True)
-            images = np.asarray(images)
+            images = to_host(images)
             self.run_seconds += time.perf_counter() - begun
         return images
 
