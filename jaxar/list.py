@@ -1,12 +1,31 @@
-"""Lists what is there: python -m jaxar.list [methods|tokenizers|datasets|configs] [--json]"""
+"""Lists what is there: python -m jaxar.list [methods|tokenizers|datasets|configs] [--json]
+
+With --markdown, run in a checkout, it prints docs/methods.md: methods and tokenizers with their configurations, tests
+and sources. The file of a method or tokenizer is where these are said: in the first line of its docstring and in the
+paragraphs that begin with "Reference:" and "Golden:" (names in tests/golden).
+"""
 
 import ast
+import dataclasses
 import importlib
 import pathlib
+from collections.abc import Iterable, Iterator
 
 from jaxar import cli, lookup
+from jaxar.config import ConfigError
 
 PACKAGES = {"methods": "jaxar.methods", "tokenizers": "jaxar.tokenizers", "datasets": "jaxar.data.sources"}
+_LABELS = ("Reference:", "Golden:")
+_HEAD = """\
+<!-- Written by `python -m jaxar.list --markdown > docs/methods.md`; tests/list_test.py compares. -->
+
+# Methods and tokenizers
+
+"Equals the official code": networks, losses or samples agree with numbers that the official implementation gave for
+small random weights (`tests/golden`, each with source, commit and tolerance). "Own tests": held to formulas and exact
+cases, since there are no such numbers. Besides the tests below, every method is tried through its configuration on
+digits by `tests/conformance`: sharded against one device, resumed against uninterrupted, repeatable samples.
+"""
 
 
 def described(package: str) -> dict[str, str]:
@@ -20,16 +39,106 @@ def configs(folder: pathlib.Path) -> dict[str, str]:
     return {str(p): _summary(p) for p in sorted(folder.glob("*.py")) if p.stem not in ("__init__", "common")}
 
 
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A method or tokenizer of a checkout; files are given relative to it."""
+
+    name: str
+    file: str
+    summary: str
+    reference: str
+    golden: tuple[str, ...]
+    configs: tuple[str, ...]
+    tests: tuple[str, ...]
+
+    @property
+    def status(self) -> str:
+        return "equals the official code" if self.golden else "own tests"
+
+
+def catalogue(root: pathlib.Path) -> dict[str, list[Entry]]:
+    """The methods and tokenizers of the checkout `root`.
+
+    Raises:
+      ConfigError: `root` is no checkout.
+    """
+    if not all((root / folder).is_dir() for folder in ("jaxar", "configs", "tests")):
+        raise ConfigError(f"--markdown: {root.absolute()} has no jaxar/, configs/ and tests/; run it in a checkout")
+    loaded = {pathlib.Path(path): cli.load_config(path) for path in configs(root / "configs")}
+    return {
+        kind: [_entry(root, kind, section, name, loaded) for name in lookup.names(PACKAGES[kind])]
+        for kind, section in (("methods", "method"), ("tokenizers", "tokenizer"))
+    }
+
+
+def _entry(root: pathlib.Path, kind: str, section: str, name: str, loaded: dict[str, dict]) -> Entry:
+    file = f"jaxar/{kind}/{name}.py"
+    tree = ast.parse((root / file).read_text())
+    paragraphs = [" ".join(text.split()) for text in (ast.get_docstring(tree) or "").split("\n\n")]
+    said = {label: text.removeprefix(label) for text in paragraphs for label in _LABELS if text.startswith(label)}
+    mirrored = (f"tests/{module.replace('.', '/')}_test.py" for module in (f"{kind}.{name}", *_parts(tree)))
+    return Entry(
+        name=name,
+        file=file,
+        summary=paragraphs[0],
+        reference=said.get("Reference:", "").strip(),
+        golden=tuple(f"tests/golden/{fixture}.json" for fixture in said.get("Golden:", "").replace(",", " ").split()),
+        configs=tuple(f"configs/{path.name}" for path, config in loaded.items() if _named(config, section) == name),
+        tests=tuple(test for test in mirrored if (root / test).is_file()),
+    )
+
+
+def _named(config: dict, section: str) -> str | None:
+    return (config.get(section) or {}).get("name")
+
+
+def _parts(tree: ast.Module) -> Iterator[str]:
+    """The networks and decoding loops that a file imports: "models.causal", "decoding.ar"."""
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module in ("jaxar.models", "jaxar.decoding"):
+            yield from (f"{node.module.removeprefix('jaxar.')}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module.startswith(("jaxar.models.", "jaxar.decoding.")):
+            yield node.module.removeprefix("jaxar.")
+
+
+def markdown(found: dict[str, list[Entry]]) -> str:
+    """The contents of docs/methods.md."""
+    lines = [_HEAD]
+    for kind, entries in found.items():
+        lines += [f"## {kind.capitalize()}", "", "| Name | Status | Configurations | Proof | Source |"]
+        lines += ["| --- | --- | --- | --- | --- |"]
+        for entry in entries:
+            cells = (
+                f"[{entry.name}](../{entry.file})<br>{entry.summary}",
+                entry.status,
+                _links(entry.configs),
+                _links((*entry.tests, *entry.golden)),
+                entry.reference,
+            )
+            lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def _links(files: Iterable[str]) -> str:
+    """A line per file, named without its first folder and suffix."""
+    return "<br>".join(f"[{file.partition('/')[2].rpartition('.')[0]}](../{file})" for file in files)
+
+
 def _summary(path: pathlib.Path) -> str:
     docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
     return docstring.strip().splitlines()[0] if docstring.strip() else ""
 
 
 def command(argv: list[str]) -> None:
-    parser = cli.Parser(__doc__)
+    parser = cli.Parser(__doc__, prog="python -m jaxar.list")
     parser.add_argument("kind", nargs="?", choices=[*PACKAGES, "configs"], help="default: all of them")
+    parser.add_argument("--markdown", action="store_true", help="methods and tokenizers as docs/methods.md")
     parser.add_json()
     args = parser.parse_args(argv)
+    if args.markdown:
+        print(markdown(catalogue(pathlib.Path())))
+        return
     found = {kind: described(package) for kind, package in PACKAGES.items()} | {
         "configs": configs(pathlib.Path("configs"))
     }

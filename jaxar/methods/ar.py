@@ -6,6 +6,8 @@ Training feeds the condition and all tokens but the last; sampling draws x_1, x_
 each step by uncond + s (cond - uncond).
 
 Reference: Sun et al., Autoregressive Model Beats Diffusion: Llama for Scalable Image Generation, 2024, Sec. 2.
+
+Golden: llamagen_c2i_d2, llamagen_t2i_d2
 """
 
 import dataclasses

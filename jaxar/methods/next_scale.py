@@ -7,6 +7,8 @@ linearly from none at the first scale to s at the last.
 
 Reference: Tian et al., Visual Autoregressive Modeling: Scalable Image Generation via Next-Scale Prediction, 2024, Eq. 6
 and Sec. 3.2.
+
+Golden: var_d2, var_d2_nol2, var_d2_sharedaln, var_d2_nol2_sharedaln
 """
 
 import dataclasses

@@ -5,6 +5,8 @@ the next scale codes what is left of the features.
 
 Reference: Tian et al., Visual Autoregressive Modeling: Scalable Image Generation via Next-Scale Prediction, 2024,
 Algorithms 1 and 2.
+
+Golden: var_vqvae_c6
 """
 
 import dataclasses

@@ -2,6 +2,8 @@
 
 Reference: Esser et al., Taming Transformers for High-Resolution Image Synthesis, 2021; Sun et al., Autoregressive Model
 Beats Diffusion: Llama for Scalable Image Generation, 2024, section 3.1.
+
+Golden: llamagen_vq16
 """
 
 import dataclasses
