@@ -1,4 +1,4 @@
-"""Raster autoregression over the tokens of 8x8 digits: LlamaGen's network with 0.9M parameters.
+"""Raster autoregression over the tokens of 8x8 digits: LlamaGen's network with 0.49M parameters.
 
     python -m jaxar.train --config=configs/ar_digits.py --workdir=out/ar_digits
 

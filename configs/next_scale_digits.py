@@ -1,4 +1,4 @@
-"""Next-scale autoregression over the token maps of 8x8 digits: VAR's network with 1.3M parameters.
+"""Next-scale autoregression over the token maps of 8x8 digits: VAR's network with 0.33M parameters.
 
     python -m jaxar.train --config=configs/next_scale_digits.py --workdir=out/next_scale_digits
 

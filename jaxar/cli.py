@@ -8,6 +8,7 @@ import json
 import logging as python_logging
 import pathlib
 import sys
+import traceback
 import typing
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -96,27 +97,62 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     are found when sections are parsed, where the known ones are listed.
 
     Raises:
-      ConfigError: missing file, no `get_config`, unknown argument, malformed override.
+      ConfigError: missing file, one that cannot be executed, no `get_config`, unknown argument, malformed override.
     """
     path, _, arg = spec.partition(":")
     file = pathlib.Path(path)
     if not file.is_file():
         known = sorted(str(p) for p in pathlib.Path(file.parent).glob("*.py") if p.stem not in ("common", "__init__"))
         raise unknown("configuration file", path, known)
+    config = _execute(file, arg)
+    values = config.to_dict() if isinstance(config, ConfigDict) else config
+    if not isinstance(values, dict):
+        raise ConfigError(f"--config={spec}: get_config returned {values!r}; it must return a ConfigDict")
+    for key, text in split_options(overrides):
+        _override(values, key.removeprefix("--config."), literal(text))
+    return values
+
+
+def _execute(file: pathlib.Path, arg: str) -> Any:
+    """What `get_config` of a configuration file returns."""
+    if file.suffix != ".py":
+        raise ConfigError(f"--config={file} is no Python file; give one such as those in configs/")
     module_spec = importlib.util.spec_from_file_location(f"jaxar_config_{file.stem}", file)
     module = importlib.util.module_from_spec(module_spec)
     sys.path.insert(0, str(file.resolve().parent))  # configurations import their neighbour `common`
     try:
         module_spec.loader.exec_module(module)
         if not hasattr(module, "get_config"):
-            raise ConfigError(f"--config={path} has no function get_config(arg); see configs/ for examples")
-        config = module.get_config(arg) if arg else module.get_config()
+            raise ConfigError(f"--config={file} has no function get_config(arg); see configs/ for examples")
+        return module.get_config(arg) if arg else module.get_config()
+    except ConfigError:
+        raise
+    except Exception as error:  # the user's code may raise anything
+        where = f"line {_line_in(file, error)}: " if _line_in(file, error) else ""
+        raise ConfigError(f"--config={file} fails, {where}{type(error).__name__}: {error}; correct the file") from error
     finally:
         sys.path.pop(0)
-    values = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
-    for key, text in split_options(overrides):
-        _override(values, key.removeprefix("--config."), literal(text))
-    return values
+
+
+def _line_in(file: pathlib.Path, error: Exception) -> int | None:
+    """The line of `file` where an error arose, None if it arose elsewhere."""
+    if isinstance(error, SyntaxError):
+        return error.lineno
+    frames = traceback.extract_tb(error.__traceback__)
+    return next((f.lineno for f in reversed(frames) if pathlib.Path(f.filename) == file), None)
+
+
+def integer(low: int, high: int | None = None) -> Callable[[str], int]:
+    """For an option that takes an integer of at least `low` and at most `high`."""
+    allowed = f"{low}..{high}" if high is not None else f"{low}, {low + 1}, ..."
+
+    def convert(text: str) -> int:
+        value = int(text) if text.lstrip("+-").isdecimal() else None
+        if value is None or value < low or (high is not None and value > high):
+            raise argparse.ArgumentTypeError(f"{text!r} is not in {allowed}")
+        return value
+
+    return convert
 
 
 def split_options(options: Sequence[str]) -> list[tuple[str, str]]:

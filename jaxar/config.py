@@ -79,7 +79,9 @@ def _describe(hint: Any) -> str:
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
     def refuse() -> ConfigError:
-        return ConfigError(f"{where}={value!r} has type {type(value).__name__}; it must be {_describe(hint)}")
+        text = hint is str or str in typing.get_args(hint)
+        quoted = f", written \"'{value}'\"" if text and isinstance(value, (int, float)) else ""
+        return ConfigError(f"{where}={value!r} has type {type(value).__name__}; it must be {_describe(hint)}{quoted}")
 
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:

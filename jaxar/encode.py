@@ -19,7 +19,7 @@ from jaxar.typing import Array, Variables
 
 
 def command(argv: list[str]) -> None:
-    parser = cli.Parser(__doc__)
+    parser = cli.Parser(__doc__, prog="python -m jaxar.encode")
     parser.add_argument("--workdir", required=True, metavar="DIR", help="a tokenizer's training, or a run that has one")
     parser.add_argument("--out", required=True, metavar="CACHE", help="folder to write")
     parser.add_argument("--splits", default="train,test", help="comma-separated (default train,test)")
@@ -27,7 +27,7 @@ def command(argv: list[str]) -> None:
         "--variants", choices=["image", "flip", "ten_crop"], default="flip", help="what is stored per image"
     )
     parser.add_argument("--text_folder", metavar="DIR", help="precomputed text features to store with the examples")
-    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--batch_size", type=cli.integer(1), default=64)
     parser.add_argument("--verify_only", action="store_true", help="check an existing cache")
     parser.add_argument("--step", type=int, help="checkpoint; default: best by metric if one was kept, else newest")
     parser.add_argument("--ema", help="which average of the weights, or raw; default: the run's eval.ema")

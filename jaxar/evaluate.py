@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from jaxar import backend, cli, partition, run, sampling, settings, workdir
-from jaxar.config import ConfigError, parse
+from jaxar.config import ConfigError, parse, unknown
 from jaxar.data import datasets, loader
 from jaxar.evaluation import Validation
 from jaxar.metrics import classifier, protocol
@@ -62,15 +62,14 @@ def evaluate_generator(
     }
 
 
-def evaluate_tokenizer(opened: run.Run, features: str | None, batch_size: int) -> dict[str, Any]:
-    """Scores the reconstructions of the test split: psnr, ssim, rfd, and the method's validation figures."""
+def evaluate_tokenizer(opened: run.Run, net: classifier.FeatureNet | None, batch_size: int) -> dict[str, Any]:
+    """Scores the reconstructions of the test split: psnr, ssim, rfd if there is a network, and validation figures."""
     config = datasets.configure(opened.config["data"])
     images = references.read_split(config, "test").images
     again = [
         opened.reconstruct(loader.to_float(part))
         for part in np.split(images, range(batch_size, len(images), batch_size))
     ]
-    net = classifier.load(features) if features in classifier.names() else None
     return {**protocol.evaluate_reconstruction(images, np.concatenate(again), net), "validation": validate(opened)}
 
 
@@ -107,7 +106,7 @@ def evaluate_file(path: pathlib.Path, reference: references.Reference, seed: int
 
 
 def command(argv: list[str]) -> None:
-    parser = cli.Parser(__doc__)
+    parser = cli.Parser(__doc__, prog="python -m jaxar.evaluate")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--workdir", metavar="DIR")
     what.add_argument("--samples", metavar="FILE.npz")
@@ -116,10 +115,12 @@ def command(argv: list[str]) -> None:
     )
     parser.add_argument("--features", metavar="NAME", help="feature network; default: the reference's own")
     parser.add_argument(
-        "--num", type=int, metavar="N", help="samples per seed; default: as the reference's training split"
+        "--num", type=cli.integer(1), metavar="N", help="samples per seed; default: as the reference's training split"
     )
-    parser.add_argument("--seeds", default="0,1,2", help="comma-separated seeds of the samples (default 0,1,2)")
-    parser.add_argument("--batch_size", type=int, default=64, help="images drawn at once")
+    parser.add_argument(
+        "--seeds", type=_seeds, default="0,1,2", help="comma-separated seeds of the samples (default 0,1,2)"
+    )
+    parser.add_argument("--batch_size", type=cli.integer(1), default=64, help="images drawn at once")
     parser.add_argument("--step", type=int, help="checkpoint; default: best by metric if one was kept, else newest")
     parser.add_argument("--ema", help="which average of the weights, or raw; default: the run's eval.ema")
     parser.add_argument("--data_dir", help="where datasets are stored")
@@ -133,21 +134,21 @@ def command(argv: list[str]) -> None:
 
 def _evaluate_samples(args: argparse.Namespace) -> dict[str, Any]:
     reference = references.load(args.reference, args.features, args.data_dir)
-    return {"samples": args.samples, **evaluate_file(pathlib.Path(args.samples), reference, _seeds(args)[0])}
+    return {"samples": args.samples, **evaluate_file(pathlib.Path(args.samples), reference, args.seeds[0])}
 
 
 def _evaluate_workdir(args: argparse.Namespace) -> dict[str, Any]:
     opened = run.load(args.workdir, step=args.step, ema=args.ema, mesh=partition.make_mesh(), role="--workdir")
     identity = {"workdir": args.workdir, "step": opened.step, "ema": opened.ema}
     if opened.options is None:
-        result = evaluate_tokenizer(opened, args.features or args.reference, args.batch_size)
+        result = evaluate_tokenizer(opened, _feature_network(args), args.batch_size)
     else:
         reference = references.load(args.reference, args.features, args.data_dir)
         result = evaluate_generator(
             opened,
             reference,
             num=args.num,
-            seeds=_seeds(args),
+            seeds=args.seeds,
             batch_size=args.batch_size,
             options=cli.given_options(args, type(opened.options)),
         )
@@ -160,11 +161,17 @@ def _evaluate_workdir(args: argparse.Namespace) -> dict[str, Any]:
     return stored | {"file": str(file)}
 
 
-def _seeds(args: argparse.Namespace) -> tuple[int, ...]:
-    try:
-        return tuple(int(seed) for seed in args.seeds.split(","))
-    except ValueError:
-        raise ConfigError(f"--seeds={args.seeds!r} must be integers separated by commas, such as 0,1,2") from None
+def _feature_network(args: argparse.Namespace) -> classifier.FeatureNet | None:
+    """For reconstructions: the network asked for, else that of the reference, where a dataset may have none."""
+    if args.features:
+        return classifier.load(args.features)
+    if args.reference not in datasets.names():
+        raise unknown("value of --reference", args.reference, datasets.names())
+    return classifier.load(args.reference) if args.reference in classifier.names() else None
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    return tuple(cli.integer(0, settings.MAX_SEED)(seed) for seed in text.split(","))
 
 
 def _text(result: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxar import logs, sampling, settings
+from jaxar import logs, sampling, settings, weights
 from jaxar.data import loader, pictures
 from jaxar.experiment import Setup
 from jaxar.methods.base import Batch, Method
@@ -89,10 +89,10 @@ class Evaluator:
 
 
 def averaged(state: TrainState, method: Method, ema: str | None) -> dict[str, Variables]:
-    """Variables of all players, the first one's weights replaced by their average `ema` (None: raw)."""
+    """Variables of all players, the first one's weights replaced by their average `ema` (None, "raw": kept)."""
     variables = state.variables()
     first = next(iter(method.players()))
-    if ema is not None:
+    if ema not in (None, weights.RAW):
         variables[first] = {**variables[first], "params": state.players[first].emas[ema]}
     return variables
 

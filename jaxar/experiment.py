@@ -8,12 +8,13 @@ import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from jaxar import optim, parents, partition, settings, workdir
+from jaxar import checkpoints, optim, parents, partition, settings, weights, workdir
 from jaxar import state as state_lib
-from jaxar.config import ConfigError, parse
+from jaxar.config import ConfigError, parse, unknown
 from jaxar.data import datasets
-from jaxar.data.base import DataConfig, DataInfo
+from jaxar.data.base import DataConfig, DataInfo, make_folder
 from jaxar.methods.base import Method, Task
+from jaxar.metrics import classifier
 from jaxar.tokenizers.base import Encoder
 from jaxar.train_step import Plan
 from jaxar.typing import Variables
@@ -49,9 +50,10 @@ def prepare(config: dict[str, Any], folder: pathlib.Path) -> Setup:
     evals = parse(settings.EvalConfig, config.get("eval") or {}, "eval")
     data = datasets.configure(config.get("data") or {})
     mesh = settings.mesh_of(config)
-    _check_batch(train, mesh)
-    _check_retention(train, evals)
+    check_relations(train, evals, mesh)
     workdir.check_same_run(folder, config)
+    _check_start(config, train, folder)
+    make_folder(folder, "--workdir")
     info = datasets.info(data)
     adopted = {name: parents.adopt(folder, name, p, mesh) for name, p in parents.sections(config).items()}
     if jax.process_count() > 1:  # process 0 wrote what the others read next
@@ -67,6 +69,7 @@ def prepare(config: dict[str, Any], folder: pathlib.Path) -> Setup:
         accumulate=train.accumulate,
     )
     _check_tokenizer(config, method, adopted, info)
+    weights.check_average(config, method, next(iter(method.players())), evals.ema, "value of eval.ema")
     state_lib.abstract(method, plan.optimizers, mesh)  # raises for sizes that the mesh does not divide
     frozen = {**parents.load_adopted(folder, task, mesh), **jax.device_put(method.frozen(), partition.replicated(mesh))}
     return Setup(folder, config, described, train, evals, data, info, mesh, task, method, plan, frozen)
@@ -95,13 +98,24 @@ def describe(config: dict[str, Any], info: DataInfo, adopted: dict[str, Any]) ->
     }
 
 
-def _check_batch(train: settings.TrainConfig, mesh: Mesh) -> None:
+def check_relations(train: settings.TrainConfig, evals: settings.EvalConfig, mesh: Mesh) -> None:
+    """Refuses sections that are right by themselves but not together."""
+    _check_batches(train, evals, mesh)
+    _check_retention(train, evals)
+    _check_reference(evals)
+
+
+def _check_batches(train: settings.TrainConfig, evals: settings.EvalConfig, mesh: Mesh) -> None:
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     micro = train.batch_size // train.accumulate
     if micro % ways:
         raise ConfigError(
             f"train.batch_size={train.batch_size} / train.accumulate={train.accumulate} = {micro} is not divisible by "
             f"mesh data*fsdp={ways}; use a multiple of {ways * train.accumulate}"
+        )
+    if evals.batch_size % ways and (evals.every or evals.sample_every):
+        raise ConfigError(
+            f"eval.batch_size={evals.batch_size} is not divisible by mesh data*fsdp={ways}; use a multiple of {ways}"
         )
 
 
@@ -115,6 +129,29 @@ def _check_retention(train: settings.TrainConfig, evals: settings.EvalConfig) ->
             f"train.keep.metric={train.keep.metric!r} is measured every {every} steps and checkpoints are saved every "
             f"train.checkpoint_every={train.checkpoint_every}; make it a multiple of the former (eval.every for "
             "eval/test/..., eval.sample_every for others)"
+        )
+
+
+def _check_reference(evals: settings.EvalConfig) -> None:
+    if evals.reference is not None and evals.reference not in classifier.names():
+        raise unknown("value of eval.reference", evals.reference, classifier.names())
+
+
+def _check_start(config: dict[str, Any], train: settings.TrainConfig, folder: pathlib.Path) -> None:
+    """The first step, where this run or its `init_from` left off, must leave something to train."""
+    saved = checkpoints.list_saved(folder / "checkpoints")
+    if saved and saved[-1].step > train.num_steps:
+        raise ConfigError(
+            f"train.num_steps={train.num_steps}, but {folder} has done {saved[-1].step} steps; ask for at least as "
+            "many, or choose a new --workdir"
+        )
+    if saved or not config.get("init_from"):
+        return  # a run that has begun no longer needs its source
+    source, step = weights.open_source(config["init_from"])
+    if source.state and step >= train.num_steps:
+        raise ConfigError(
+            f"train.num_steps={train.num_steps}, but init_from.state=True goes on at step {step} of {source.from_}; "
+            "ask for more steps, or take its weights alone with init_from.state=False"
         )
 
 

@@ -27,11 +27,18 @@ def module(package: str, name: str, kind: str) -> ModuleType:
     Raises:
       ConfigError: no such file; the message lists the known names.
     """
-    if "." in name:
-        try:
-            return importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            raise ConfigError(f"unknown {kind} {name!r}: {error}; give an importable module path") from error
+    if isinstance(name, str) and "." in name:
+        return _external(name, kind)
     if name not in names(package):
         raise unknown(kind, name, names(package))
     return importlib.import_module(f"{package}.{name}")
+
+
+def _external(name: str, kind: str) -> ModuleType:
+    try:
+        found = importlib.import_module(name)
+    except (ModuleNotFoundError, TypeError) as error:  # TypeError: a relative path
+        raise ConfigError(f"unknown {kind} {name!r}: {error}; give an importable module path") from error
+    if not hasattr(found, "Config"):
+        raise ConfigError(f"{kind} {name!r}: the module has no Config; give one that is written like those of jaxar")
+    return found

@@ -159,19 +159,23 @@ def build(section: Mapping[str, Any], method: Method, num_steps: int) -> dict[st
     Raises:
       ConfigError: unknown keys or players, values out of range.
     """
-    base = {k: v for k, v in section.items() if k != "players"}
-    overrides = dict(section.get("players") or {})
     players = method.players()
-    for name in overrides:
+    for name in section.get("players") or {}:
         if name not in players:
             raise unknown("player in optim.players", name, players)
     shapes = jax.eval_shape(method.init, jax.random.key(0))
     optimizers = {}
     for name, spec in players.items():
-        config = parse(OptimConfig, _merge(base, overrides.get(name, {})), "optim")
+        config = configure(section, name)
         mask = decay_mask(shapes[name]["params"], spec)
         optimizers[name] = Optimizer(config, _transform(config, mask), num_steps)
     return optimizers
+
+
+def configure(section: Mapping[str, Any], player: str) -> OptimConfig:
+    """The `optim` section as it holds for one player."""
+    base = {k: v for k, v in section.items() if k != "players"}
+    return parse(OptimConfig, _merge(base, (section.get("players") or {}).get(player) or {}), "optim")
 
 
 def _merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ def sections(config: Mapping[str, Any]) -> dict[str, settings.Parent]:
     named = {}
     for name in NAMES:
         section = config.get(name) or {}
-        if "from_" in section:
+        if "from_" in section or (name == "teacher" and section):  # a tokenizer may also be trained here
             named[name] = parse(settings.Parent, section, name)
     if "teacher" in named and not config.get("tokenizer"):
         inherited = pathlib.Path(named["teacher"].from_) / "parents" / "tokenizer"
@@ -31,7 +31,7 @@ def sections(config: Mapping[str, Any]) -> dict[str, settings.Parent]:
 
 
 def adopt(child: pathlib.Path, name: str, parent: settings.Parent, mesh: Mesh) -> dict[str, Any]:
-    """Copies what the child needs of a parent into `child/parents/name`, unless it is there already.
+    """Copies what the child needs of a parent into `child/parents/name`, unless the child has started with its copy.
 
     Args:
       name: "tokenizer" or "teacher".
@@ -41,7 +41,8 @@ def adopt(child: pathlib.Path, name: str, parent: settings.Parent, mesh: Mesh) -
       ConfigError: the parent is no run, has no checkpoint, or no tokenizer.
     """
     folder = child / "parents" / name
-    if (folder / "parent.json").is_file():
+    # A copy without a started run is left over from a failed start, perhaps with another parent.
+    if workdir.started(child) and (folder / "parent.json").is_file():
         return workdir.read_json(folder / "parent.json")
     origin, role = pathlib.Path(parent.from_), f"{name}.from_"
     config = workdir.open_config(origin, role)

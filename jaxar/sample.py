@@ -17,6 +17,7 @@ import numpy as np
 from jaxar import backend, cli, partition, run, sampling, settings, workdir
 from jaxar.config import ConfigError
 from jaxar.data import pictures
+from jaxar.data.base import make_folder
 
 GRID = 80  # images in the picture
 
@@ -96,22 +97,20 @@ def _combine(parts: pathlib.Path, labels: np.ndarray, out: pathlib.Path) -> None
 
 
 def command(argv: list[str]) -> None:
-    parser = cli.Parser(__doc__)
+    parser = cli.Parser(__doc__, prog="python -m jaxar.sample")
     parser.add_argument("--workdir", required=True, metavar="DIR")
-    parser.add_argument("--num", type=int, required=True, metavar="N", help="number of images")
+    parser.add_argument("--num", type=cli.integer(1), required=True, metavar="N", help="number of images")
     parser.add_argument("--out", required=True, metavar="FILE.npz")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=cli.integer(0, settings.MAX_SEED), default=0)
     parser.add_argument("--class_id", type=int, metavar="C", help="one class; default: all classes in turn")
     parser.add_argument("--caption", action="append", help="for a text-conditional model; may be given several times")
-    parser.add_argument("--batch_size", type=int, default=64, help="images drawn at once")
+    parser.add_argument("--batch_size", type=cli.integer(1), default=64, help="images drawn at once")
     parser.add_argument("--step", type=int, help="checkpoint; default: best by metric if one was kept, else newest")
     parser.add_argument("--ema", help="which average of the weights, or raw; default: the run's eval.ema")
     parser.add_json()
     cli.add_workdir_options(parser, argv)
     args = parser.parse_args(argv)
     out = pathlib.Path(args.out)
-    if args.num < 1 or args.batch_size < 1:
-        raise ConfigError(f"--num={args.num} and --batch_size={args.batch_size} must be at least 1")
     if out.suffix != ".npz":
         raise ConfigError(f"--out={args.out!r} must end in .npz")
     backend.initialize()
@@ -119,10 +118,12 @@ def command(argv: list[str]) -> None:
     cls = settings.sampling_class(opened.config)
     if cls is None:
         raise ConfigError(f"--workdir={args.workdir!r} holds a tokenizer, which does not sample; use jaxar.evaluate")
+    if args.caption and opened.task.text is None:
+        raise ConfigError(f"--caption={args.caption[0]!r}: this model is conditioned on classes; use --class_id")
     options = cli.given_options(args, cls)
     labels = _labels(args, opened)
     cond = sampling.conditions(opened.task, labels, args.caption or opened.captions)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent, "--out")
     figures = sample_to_file(opened, cond, args.seed, out, min(args.batch_size, args.num), options)
     if jax.process_index() == 0:
         grid = out.with_suffix(".png")

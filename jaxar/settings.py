@@ -29,6 +29,9 @@ SECTIONS = (
 )
 
 
+MAX_SEED = 2**31 - 1  # seeds travel as int32
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """The `train` section. `batch_size` is global: the result does not depend on the number of hosts."""
@@ -45,6 +48,8 @@ class TrainConfig:
         for name in ("num_steps", "batch_size", "accumulate", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name}={getattr(self, name)} must be at least 1")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ConfigError(f"train.seed={self.seed} must lie in 0..{MAX_SEED}")
         if self.batch_size % self.accumulate:
             raise ConfigError(
                 f"train.batch_size={self.batch_size} is not divisible by train.accumulate={self.accumulate}"
@@ -73,6 +78,15 @@ class EvalConfig:
     reference: str | None = None
     ema: str | None = None
 
+    def __post_init__(self):
+        off = {"every": "None turns it off", "sample_every": "None turns it off", "max_batches": "None takes them all"}
+        for name in ("every", "batch_size", "max_batches", "sample_every", "num_samples", "grid"):
+            value = getattr(self, name)
+            if value is None or value >= 1:
+                continue
+            way_out = f"; {off[name]}" if name in off else ""
+            raise ConfigError(f"eval.{name}={value} must be at least 1{way_out}")
+
 
 @dataclasses.dataclass(frozen=True)
 class Parent:
@@ -92,10 +106,12 @@ class InitFrom(Parent):
 
 
 def check_sections(config: Mapping[str, Any]) -> None:
-    """Refuses unknown sections and a configuration without a method."""
-    for name in config:
+    """Refuses unknown sections, values in place of sections, and a configuration without a method."""
+    for name, section in config.items():
         if name not in SECTIONS:
             raise unknown("section", name, SECTIONS)
+        if not isinstance(section, Mapping | None):
+            raise ConfigError(f"{name}={section!r} must be a section; write {{}} for an empty one")
     if "name" not in (config.get("method") or {}):
         raise ConfigError(f"method.name is missing; it must be one of {', '.join(lookup.names('jaxar.methods'))}")
 
@@ -132,8 +148,14 @@ def build_method(config: Mapping[str, Any], task: Task) -> Method:
 
 def build_sampling(config: Mapping[str, Any], overrides: Mapping[str, Any] = {}) -> Any:
     """The method's `Sampling` options from the `sample` section, None for a method that does not sample."""
-    cls = sampling_class(config)
-    return None if cls is None else parse(cls, {**(config.get("sample") or {}), **overrides}, "sample")
+    cls, section = sampling_class(config), {**(config.get("sample") or {}), **overrides}
+    if cls is not None:
+        return parse(cls, section, "sample")
+    if section:
+        raise ConfigError(
+            f"sample={section} is set, but method {config['method']['name']!r} does not sample; remove it"
+        )
+    return None
 
 
 def sampling_class(config: Mapping[str, Any]) -> type | None:

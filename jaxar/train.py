@@ -42,11 +42,11 @@ def train(config: dict[str, Any], folder: pathlib.Path, profile_steps: int = 0) 
       ConfigError: see `prepare`. FloatingPointError: too many refused updates in a row.
     """
     setup = prepare(config, folder)
-    _write_description(setup)
     keeper = checkpoints.Checkpoints(folder / "checkpoints", setup.train.keep)
     stop = _StopSignal()
     try:
         state = _restore_or_create(setup, keeper)
+        _write_description(setup)  # last, so that a mistake found until here can be corrected in the same folder
         return _loop(setup, state, keeper, stop, profile_steps)
     finally:
         stop.release()
@@ -56,7 +56,6 @@ def train(config: dict[str, Any], folder: pathlib.Path, profile_steps: int = 0) 
 def _write_description(setup: Setup) -> None:
     if jax.process_index():
         return
-    setup.folder.mkdir(parents=True, exist_ok=True)
     workdir.write_json(setup.folder / "config.json", setup.config)
     workdir.write_json(setup.folder / "task.json", setup.described)
     workdir.write_json(setup.folder / "environment.json", workdir.environment(setup.mesh))
@@ -102,6 +101,7 @@ def _loop(
             saves = done % setup.train.checkpoint_every == 0 or done == last or stopping
             if evaluates or saves:
                 jax.block_until_ready(state.step)  # the step's own time belongs to training
+                meter.flush()  # what a checkpoint follows must be in the log before it
                 with meter.paused():
                     scores = evaluator.run(state, done, writer) if evaluates else {}
                     if saves:
@@ -192,10 +192,10 @@ def _profiling(folder: pathlib.Path, step: int, steps: int) -> Iterator[None]:
 
 
 def command(argv: list[str]) -> int:
-    parser = cli.Parser(__doc__)
+    parser = cli.Parser(__doc__, prog="python -m jaxar.train")
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a configuration file and its argument")
     parser.add_argument("--workdir", required=True, metavar="DIR", help="where everything about the run is kept")
-    parser.add_argument("--profile", type=int, default=0, metavar="N", help="trace N steps into DIR/profile")
+    parser.add_argument("--profile", type=cli.integer(0), default=0, metavar="N", help="trace N steps into DIR/profile")
     parser.add_json()
     args, overrides = parser.parse_known(argv, ["--config."])
     config = cli.load_config(args.config, overrides)

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxar import checkpoints, partition, settings, workdir
+from jaxar import checkpoints, optim, partition, settings, workdir
 from jaxar.checkpoints import Retention
-from jaxar.config import ConfigError, parse
+from jaxar.config import ConfigError, parse, unknown
 from jaxar.methods.base import Method
-from jaxar.state import TrainState
+from jaxar.state import TrainState, ema_name
 from jaxar.typing import Key, Variables
 
 RAW = "raw"  # the name that asks for weights without averaging
@@ -58,6 +58,7 @@ def load_weights(
       ConfigError: the run keeps no such average, or the shapes differ.
       DamagedCheckpointError: the checkpoint cannot be read.
     """
+    check_average(workdir.open_config(folder, "workdir"), method, player, ema, "average")
     abstract = abstract_variables(method.init, mesh)[player]
     aux = {k: v for k, v in abstract.items() if k != "params"}
     where = {"params": abstract["params"]} if ema in (None, RAW) else {"emas": {ema: abstract["params"]}}
@@ -66,10 +67,30 @@ def load_weights(
     return {"params": params, **loaded["aux"]}
 
 
+def check_average(config: Mapping[str, Any], method: Method, player: str, ema: str | None, kind: str) -> None:
+    """Refuses an average that a configuration does not keep of a player. `kind`: what messages call it."""
+    decays = optim.configure(config.get("optim") or {}, player).ema if method.players()[player].ema else ()
+    known = [*map(ema_name, decays), RAW]
+    if ema is not None and ema not in known:
+        raise unknown(kind, ema, known)
+
+
 def digest(variables: Variables) -> str:
     """A short name for a set of weights, from the fingerprints of its arrays."""
     text = json.dumps(checkpoints.fingerprints(variables), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def open_source(section: Mapping[str, Any]) -> tuple[settings.InitFrom, int]:
+    """What an `init_from` section asks for, and the step of the checkpoint that this is.
+
+    Raises:
+      ConfigError: unknown keys, no such run or checkpoint.
+    """
+    source = parse(settings.InitFrom, section, "init_from")
+    folder = pathlib.Path(source.from_)
+    config = workdir.open_config(folder, "init_from.from_")
+    return source, choose_step(folder, config, source.step, "init_from.from_")
 
 
 def initialise(state: TrainState, section: Mapping[str, Any], abstract: TrainState, mesh: Mesh) -> TrainState:
@@ -82,12 +103,11 @@ def initialise(state: TrainState, section: Mapping[str, Any], abstract: TrainSta
     """
     if not section:
         return state
-    source = parse(settings.InitFrom, section, "init_from")
+    source, step = open_source(section)
     folder = pathlib.Path(source.from_)
-    config = workdir.open_config(folder, "init_from.from_")
-    step = choose_step(folder, config, source.step, "init_from.from_")
     if source.state:
         return checkpoints.load_state(folder / "checkpoints", step, abstract)
+    config = workdir.open_config(folder, "init_from.from_")
     method = settings.build_method(config, settings.build_task(workdir.read_json(folder / "task.json")))
     common = [name for name in method.players() if name in state.players]
     if not common:

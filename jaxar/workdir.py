@@ -47,6 +47,11 @@ def normalized(config: dict[str, Any]) -> dict[str, Any]:
         raise ConfigError(f"the configuration holds a value that JSON cannot store: {error}") from error
 
 
+def started(workdir: pathlib.Path) -> bool:
+    """Whether a run has passed its checks there: its configuration is written last."""
+    return (workdir / "config.json").is_file()
+
+
 def open_config(workdir: pathlib.Path, role: str) -> dict[str, Any]:
     """The configuration of an existing workdir.
 
@@ -67,22 +72,28 @@ def check_same_run(workdir: pathlib.Path, config: dict[str, Any]) -> None:
     Raises:
       ConfigError: naming the first key that differs.
     """
-    if not (workdir / "config.json").is_file():
+    if not started(workdir):
         return
     old, new = _flat(read_json(workdir / "config.json")), _flat(config)
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key) and not any(key == f or key.startswith(f + ".") for f in FREE):
+            same = f"pass --config.{key}={old[key]!r}" if key in old else f"leave {key} out"
             raise ConfigError(
-                f"{key}={new.get(key)!r}, but {workdir} was started with {old.get(key)!r}; "
-                f"choose a new --workdir, or pass --config.{key}={old.get(key)!r}"
+                f"{key}={_shown(new, key)}, but {workdir} was started with {_shown(old, key)}; choose a new --workdir, "
+                f"or {same}"
             )
 
 
+def _shown(values: dict[str, Any], key: str) -> str:
+    return repr(values[key]) if key in values else "no value"
+
+
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Values by dotted key; an empty section is as good as none."""
     flat = {}
     for key, value in values.items():
         name = f"{prefix}.{key}" if prefix else key
-        if isinstance(value, dict) and value:
+        if isinstance(value, dict):
             flat |= _flat(value, name)
         else:
             flat[name] = value

@@ -14,6 +14,11 @@ SPLITS = ("train", "test")
 _NUM_CAPTIONS = 16
 
 
+def names() -> tuple[str, ...]:
+    """The datasets there are."""
+    return lookup.names("jaxar.data.sources")
+
+
 def configure(values: Mapping[str, Any], path: str = "data") -> DataConfig:
     """The config of the dataset called `values["name"]`.
 
@@ -21,7 +26,7 @@ def configure(values: Mapping[str, Any], path: str = "data") -> DataConfig:
       ConfigError: unknown dataset or key, ill-typed value.
     """
     if "name" not in values:
-        raise ConfigError(f"{path}.name is missing; known datasets: {', '.join(lookup.names('jaxar.data.sources'))}")
+        raise ConfigError(f"{path}.name is missing; known datasets: {', '.join(names())}")
     return parse(_module(values["name"]).Config, values, path)
 
 

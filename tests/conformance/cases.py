@@ -7,6 +7,7 @@ out/CONFIGURATION, so the parent's configuration, and with it the tokenizer, is 
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -52,19 +53,19 @@ def smoke(name: str) -> dict[str, Any]:
     return cli.load_config(f"{CONFIGS / name}.py:smoke")
 
 
-def described(name: str) -> dict[str, Any]:
-    """The `task.json` of a smoke run, parents described by their own smoke configurations."""
-    config = smoke(name)
+def described(name: str, load: Callable[[str], dict[str, Any]] = smoke) -> dict[str, Any]:
+    """The `task.json` of a run, parents described by their own configurations; `load` reads one by its name."""
+    config = load(name)
     adopted = {}
     for parent in ("tokenizer", "teacher"):
         origin = (config.get(parent) or {}).get("from_")
         if origin is None:
             continue
-        of_parent = described(pathlib.Path(origin).name)
+        of_parent = described(pathlib.Path(origin).name, load)
         if parent == "tokenizer":
             adopted[parent] = {"described": of_parent["tokenizer"]}
         else:
-            parts = {k: smoke(pathlib.Path(origin).name)[k] for k in ("method", "model")}
+            parts = {k: load(pathlib.Path(origin).name)[k] for k in ("method", "model")}
             adopted[parent] = {"described": {"config": parts, "task": of_parent}}
             adopted.setdefault("tokenizer", {"described": of_parent["tokenizer"]})
     return experiment.describe(config, datasets.info(datasets.configure(config["data"])), adopted)
