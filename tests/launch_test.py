@@ -81,7 +81,7 @@ def test_a_request_to_stop_reaches_the_command_and_ends_the_script(program, tmp_
     command = program("command", 'trap "sleep 0.3; exit 75" TERM; touch "$0.ready"; while :; do sleep 0.05; done')
     script = subprocess.Popen(["bash", str(LAUNCH / "rerun.sh"), "--delay=0", "--", str(command)])
     try:
-        while not (tmp_path / "command.ready").exists():
+        while not (tmp_path / "command.ready").exists() and script.poll() is None:
             time.sleep(0.02)
         script.send_signal(number)
         assert script.wait(timeout=20) == 75
@@ -126,7 +126,9 @@ def test_a_tpu_pod_runs_the_command_on_all_workers(program, tmp_path):
 
 @pytest.mark.parametrize("wrong", ["--rank=2", "--hosts=two", "--coordinator=localhost", "--ranks=0"])
 def test_multihost_refuses_what_cannot_work(wrong):
-    done = bash("multihost_gpu", "--coordinator=localhost:1", "--hosts=2", "--rank=0", wrong, "--", "false")
+    done = bash(
+        "multihost_gpu", "--coordinator=localhost:1", "--hosts=2", "--rank=0", wrong, "--restarts=0", "--", "false"
+    )
     assert done.returncode == 2 and "--help" in done.stderr
 
 
