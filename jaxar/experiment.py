@@ -52,7 +52,6 @@ def prepare(config: dict[str, Any], folder: pathlib.Path) -> Setup:
     mesh = settings.mesh_of(config)
     check_relations(train, evals, mesh)
     workdir.check_same_run(folder, config)
-    _check_start(config, train, folder)
     make_folder(folder, "--workdir")
     info = datasets.info(data)
     adopted = {name: parents.adopt(folder, name, p, mesh) for name, p in parents.sections(config).items()}
@@ -70,7 +69,8 @@ def prepare(config: dict[str, Any], folder: pathlib.Path) -> Setup:
     )
     _check_tokenizer(config, method, adopted, info)
     weights.check_average(config, method, next(iter(method.players())), evals.ema, "value of eval.ema")
-    state_lib.abstract(method, plan.optimizers, mesh)  # raises for sizes that the mesh does not divide
+    abstract = state_lib.abstract(method, plan.optimizers, mesh)  # raises for sizes that the mesh does not divide
+    _check_start(config, train, folder, abstract, mesh)
     frozen = {**parents.load_adopted(folder, task, mesh), **jax.device_put(method.frozen(), partition.replicated(mesh))}
     return Setup(folder, config, described, train, evals, data, info, mesh, task, method, plan, frozen)
 
@@ -137,8 +137,14 @@ def _check_reference(evals: settings.EvalConfig) -> None:
         raise unknown("value of eval.reference", evals.reference, classifier.names())
 
 
-def _check_start(config: dict[str, Any], train: settings.TrainConfig, folder: pathlib.Path) -> None:
-    """The first step, where this run or its `init_from` left off, must leave something to train."""
+def _check_start(
+    config: dict[str, Any],
+    train: settings.TrainConfig,
+    folder: pathlib.Path,
+    abstract: state_lib.TrainState,
+    mesh: Mesh,
+) -> None:
+    """What a run goes on from, its own checkpoint or `init_from`, must fit it and leave something to train."""
     saved = checkpoints.list_saved(folder / "checkpoints")
     if saved and saved[-1].step > train.num_steps:
         raise ConfigError(
@@ -147,10 +153,12 @@ def _check_start(config: dict[str, Any], train: settings.TrainConfig, folder: pa
         )
     if saved or not config.get("init_from"):
         return  # a run that has begun no longer needs its source
-    source, step = weights.open_source(config["init_from"])
+    source = weights.open_source(config["init_from"])
+    weights.common_players(source, abstract, mesh)
+    step, of = source.step, source.folder
     if source.state and step >= train.num_steps:
         raise ConfigError(
-            f"train.num_steps={train.num_steps}, but init_from.state=True goes on at step {step} of {source.from_}; "
+            f"train.num_steps={train.num_steps}, but init_from.state=True goes on at step {step} of {of}; "
             "ask for more steps, or take its weights alone with init_from.state=False"
         )
 

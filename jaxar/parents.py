@@ -55,7 +55,7 @@ def adopt(child: pathlib.Path, name: str, parent: settings.Parent, mesh: Mesh) -
     if name == "tokenizer" and player != "tokenizer":
         raise ConfigError(f"{role}={parent.from_!r} holds no tokenizer; name the workdir of a tokenizer's training")
     step = weights.choose_step(origin, config, parent.step, role)
-    ema = parent.ema if parent.ema is not None else parse(settings.EvalConfig, config.get("eval") or {}, "eval").ema
+    ema = weights.choose_average(config, parent.ema)
     variables = weights.load_weights(origin, method, player, step, ema, mesh)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints.save_tree(folder / "weights", variables)

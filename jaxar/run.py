@@ -9,7 +9,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxar import parents, partition, sampling, settings, weights, workdir
-from jaxar.config import parse
 from jaxar.methods.base import Method, Task
 from jaxar.tokenizers.base import Tokenizer
 from jaxar.typing import Array, Variables
@@ -90,7 +89,7 @@ def load(
     task = settings.build_task(described)
     method = settings.build_method(config, task)
     step = weights.choose_step(folder, config, step, role)
-    ema = ema if ema is not None else parse(settings.EvalConfig, config.get("eval") or {}, "eval").ema
+    ema = weights.choose_average(config, ema)
     variables = parents.load_adopted(folder, task, mesh)
     for index, (player, spec) in enumerate(method.players().items()):
         # Only the first player is what sampling and children use; a critic has no averages.

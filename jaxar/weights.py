@@ -1,5 +1,6 @@
 """Weights of one network out of a workdir's checkpoints."""
 
+import dataclasses
 import hashlib
 import json
 import pathlib
@@ -49,6 +50,11 @@ def choose_step(folder: pathlib.Path, config: Mapping[str, Any], step: int | Non
     return min(scored, key=lambda c: keep.value(c.metrics)).step if scored else steps[-1]
 
 
+def choose_average(config: Mapping[str, Any], ema: str | None) -> str | None:
+    """The average to read from a workdir: the one asked for, else the one that its own `eval.ema` names."""
+    return ema if ema is not None else parse(settings.EvalConfig, config.get("eval") or {}, "eval").ema
+
+
 def load_weights(
     folder: pathlib.Path, method: Method, player: str, step: int, ema: str | None, mesh: Mesh
 ) -> Variables:
@@ -81,16 +87,55 @@ def digest(variables: Variables) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def open_source(section: Mapping[str, Any]) -> tuple[settings.InitFrom, int]:
-    """What an `init_from` section asks for, and the step of the checkpoint that this is.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Source:
+    """The run that an `init_from` section names; `step`: the checkpoint to read, `ema`: the average."""
+
+    folder: pathlib.Path
+    method: Method
+    step: int
+    ema: str | None
+    state: bool
+
+
+def open_source(section: Mapping[str, Any]) -> Source:
+    """What an `init_from` section asks for.
 
     Raises:
       ConfigError: unknown keys, no such run or checkpoint.
     """
-    source = parse(settings.InitFrom, section, "init_from")
-    folder = pathlib.Path(source.from_)
+    asked = parse(settings.InitFrom, section, "init_from")
+    folder = pathlib.Path(asked.from_)
     config = workdir.open_config(folder, "init_from.from_")
-    return source, choose_step(folder, config, source.step, "init_from.from_")
+    return Source(
+        folder=folder,
+        method=settings.build_method(config, settings.build_task(workdir.read_json(folder / "task.json"))),
+        step=choose_step(folder, config, asked.step, "init_from.from_"),
+        ema=choose_average(config, asked.ema),
+        state=asked.state,
+    )
+
+
+def common_players(source: Source, abstract: TrainState, mesh: Mesh) -> tuple[str, ...]:
+    """Players that a run shares with its source.
+
+    Raises:
+      ConfigError: there are none, or their parameters have other shapes.
+    """
+    common = tuple(name for name in source.method.players() if name in abstract.players)
+    if not common:
+        raise ConfigError(
+            f"init_from.from_={str(source.folder)!r} has players {', '.join(source.method.players())}, this method has "
+            f"{', '.join(abstract.players)}; they share none"
+        )
+    theirs = abstract_variables(source.method.init, mesh)
+    for name in common:
+        shapes = [jax.tree.map(jnp.shape, params) for params in (theirs[name]["params"], abstract.players[name].params)]
+        if shapes[0] != shapes[1]:
+            raise ConfigError(
+                f"init_from.from_={str(source.folder)!r}: its {name!r} has other shapes; use the same model section"
+            )
+    return common
 
 
 def initialise(state: TrainState, section: Mapping[str, Any], abstract: TrainState, mesh: Mesh) -> TrainState:
@@ -103,27 +148,13 @@ def initialise(state: TrainState, section: Mapping[str, Any], abstract: TrainSta
     """
     if not section:
         return state
-    source, step = open_source(section)
-    folder = pathlib.Path(source.from_)
+    source = open_source(section)
     if source.state:
-        return checkpoints.load_state(folder / "checkpoints", step, abstract)
-    config = workdir.open_config(folder, "init_from.from_")
-    method = settings.build_method(config, settings.build_task(workdir.read_json(folder / "task.json")))
-    common = [name for name in method.players() if name in state.players]
-    if not common:
-        raise ConfigError(
-            f"init_from.from_={source.from_!r} has players {', '.join(method.players())}, this method has "
-            f"{', '.join(state.players)}; they share none"
-        )
+        return checkpoints.load_state(source.folder / "checkpoints", source.step, abstract)
     players = dict(state.players)
-    for name in common:
-        ema = source.ema if method.players()[name].ema else None
-        loaded = load_weights(folder, method, name, step, ema, mesh)
-        shapes = jax.tree.map(lambda x: x.shape, (loaded["params"], players[name].params))
-        if shapes[0] != shapes[1]:
-            raise ConfigError(
-                f"init_from.from_={source.from_!r}: its {name!r} has other shapes; use the same model section"
-            )
+    for name in common_players(source, abstract, mesh):
+        ema = source.ema if source.method.players()[name].ema else None
+        loaded = load_weights(source.folder, source.method, name, source.step, ema, mesh)
         emas = {decay: jax.tree.map(jnp.copy, loaded["params"]) for decay in players[name].emas}
         aux = {k: v for k, v in loaded.items() if k != "params"}
         players[name] = players[name].replace(params=loaded["params"], aux=aux, emas=emas)

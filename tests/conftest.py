@@ -15,29 +15,40 @@ import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 
-NO_EVALUATION = ("--config.eval.every=None", "--config.eval.sample_every=None")
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 
 
 @pytest.fixture(scope="session")
 def tokenizer_run(tmp_path_factory):
     """The workdir of a tokenizer of digits, trained two steps. Never change it; tests of a group share one."""
-    return _trained(tmp_path_factory.mktemp("runs") / "vq", "vq_digits", "--config.optim.ema=(0.5,)", *NO_EVALUATION)
+    workdir = tmp_path_factory.mktemp("runs") / "vq"
+    options = ("--config.optim.ema=(0.5,)", "--config.eval.every=None", "--config.eval.sample_every=None")
+    return _trained(workdir, [f"--config={CONFIGS}/vq_digits.py:smoke", f"--workdir={workdir}", *options])
 
 
 @pytest.fixture(scope="session")
 def ar_run(tokenizer_run):
     """The workdir of a raster model of its tokens, trained two steps."""
-    return _trained(
-        tokenizer_run.with_name("ar"),
-        "ar_digits",
-        f"--config.tokenizer.from_={tokenizer_run}",
+    workdir = tokenizer_run.with_name("ar")
+    return _trained(workdir, ar_options(workdir, tokenizer_run))
+
+
+def ar_options(workdir, tokenizer, *options):
+    """Options that train as `ar_run` was; the steps are so large that two of them move the samples."""
+    return [
+        f"--config={CONFIGS}/ar_digits.py:smoke",
+        f"--workdir={workdir}",
+        f"--config.tokenizer.from_={tokenizer}",
+        "--config.optim.learning_rate=0.1",
+        "--config.optim.schedule.name=constant",
+        "--config.optim.schedule.warmup_steps=0",
         "--config.train.log_every=1",
-    )
+        *options,
+    ]
 
 
-def _trained(workdir, config, *options):
+def _trained(workdir, options):
     from jaxar import train
 
-    train.command([f"--config={CONFIGS}/{config}.py:smoke", f"--workdir={workdir}", *options])
+    train.command(options)
     return workdir
