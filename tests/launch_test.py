@@ -187,11 +187,11 @@ def test_two_processes_train_as_one_does(two, tmp_path):
     assert done.returncode == 0
     assert json.loads((two / "environment.json").read_text())["processes"] == 2
     ours, theirs = figures(two), figures(tmp_path / "one")
-    # Each line once: had both processes written, there would be twice as many.
     assert [line["step"] for line in ours] == [line["step"] for line in theirs] == [1, 2, 2]
     for a, b in zip(ours, theirs):
         assert a.keys() == b.keys()
         np.testing.assert_allclose([a[k] for k in b], list(b.values()), rtol=1e-4, atol=1e-6, err_msg=str(list(b)))
+    # One writer: of two, one would go on in a file that the other has replaced, and leave its own TensorBoard log.
     assert len(list((two / "tensorboard").iterdir())) == 1
     pictures = [np.asarray(Image.open(f / "samples" / "step_00000002.png"), int) for f in (two, tmp_path / "one")]
     assert np.abs(pictures[0] - pictures[1]).max() <= 1  # rounded to bytes
