@@ -17,6 +17,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from jaxar import settings, workdir
+from jaxar.checkpoints import DamagedCheckpointError
 from jaxar.config import ConfigError, unknown
 
 USER_ERROR = 2
@@ -59,7 +60,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(command: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> NoReturn:
-    """Runs a command and exits: 0 done, 2 for a user's mistake (one line on stderr), 75 saved but unfinished."""
+    """Runs a command and exits: 0 done, 2 for a user's mistake (one line on stderr), 75 saved but unfinished.
+
+    Training that cannot go on (all checkpoints damaged, updates that are not finite) is one line too, exit code 1.
+    """
     python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)  # Orbax leaves tracebacks of handled errors
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
@@ -68,6 +72,9 @@ def main(command: Callable[[list[str]], int | None], argv: Sequence[str] | None 
     except ConfigError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         code = USER_ERROR
+    except (DamagedCheckpointError, FloatingPointError) as error:  # their messages say what to do; a traceback does not
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        code = 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = INTERRUPTED
