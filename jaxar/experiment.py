@@ -155,11 +155,10 @@ def _check_start(
         return  # a run that has begun no longer needs its source
     source = weights.open_source(config["init_from"])
     weights.common_players(source, abstract, mesh)
-    step, of = source.step, source.folder
-    if source.state and step >= train.num_steps:
+    if source.state and source.step >= train.num_steps:
         raise ConfigError(
-            f"train.num_steps={train.num_steps}, but init_from.state=True goes on at step {step} of {of}; "
-            "ask for more steps, or take its weights alone with init_from.state=False"
+            f"train.num_steps={train.num_steps}, but init_from.state=True goes on at step {source.step} of "
+            f"{source.folder}; ask for more steps, or take its weights alone with init_from.state=False"
         )
 
 
