@@ -292,13 +292,15 @@ def _fingerprint(tree: Any) -> Any:
 
 
 def _fingerprint_leaf(x: jax.Array) -> jax.Array:
-    x = x.reshape(-1)
     if x.dtype == jnp.bool_:
         bits = x.astype(jnp.uint32)
     else:
         word = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
         bits = jax.lax.bitcast_convert_type(x, word).astype(jnp.uint32)
-    position = jax.lax.iota(jnp.uint32, bits.size)
+    # Row-major positions, without a reshape: that would gather a sharded array on every device.
+    position = jnp.zeros(x.shape, jnp.uint32)
+    for axis, size in enumerate(x.shape):
+        position = position * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
     mixed = bits * jnp.uint32(2246822519)
     mixed ^= mixed >> 15
     # The odd weight makes equal values at other positions count differently.

@@ -189,6 +189,14 @@ def test_fingerprints_do_not_depend_on_the_layout():
     assert fingerprints({"x": x}) == fingerprints({"x": spread})
 
 
+def test_fingerprints_gather_no_sharded_array():
+    mesh = partition.make_mesh(MeshConfig(fsdp=2, tensor=4))
+    place = jax.NamedSharding(mesh, jax.P(None, "fsdp", "tensor"))
+    x = jax.device_put(jnp.arange(256.0).reshape(4, 8, 8), place)
+    assert "all-gather" not in checkpoints._fingerprint.lower({"x": x}).compile().as_text()
+    assert fingerprints({"x": x}) == fingerprints({"x": x.reshape(-1)})  # positions count row by row
+
+
 def test_retention_wants_a_metric_for_the_best():
     with pytest.raises(ConfigError, match="train.keep.best=1 and train.keep.metric=None go together"):
         Retention(best=1)
