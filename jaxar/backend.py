@@ -6,8 +6,15 @@ import pathlib
 import jax
 
 # Variables that a launcher sets when it starts one process per host or device. A TPU VM outside GKE has none: JAX finds
-# its pod in the metadata server, and launch/tpu_pod.sh sets JAXAR_CLUSTER to say that it should.
-_CLUSTER = ("JAX_COORDINATOR_ADDRESS", "SLURM_JOB_ID", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES", "JAXAR_CLUSTER")
+# its pod in the metadata server, and launch/tpu_pod.sh sets JAXAR_CLUSTER to say that it should. Slurm sets the list of
+# a step's nodes for what srun starts, not for a command in the shell of an allocation, which is a process by itself.
+_CLUSTER = (
+    "JAX_COORDINATOR_ADDRESS",
+    "SLURM_STEP_NODELIST",
+    "OMPI_COMM_WORLD_SIZE",
+    "TPU_WORKER_HOSTNAMES",
+    "JAXAR_CLUSTER",
+)
 
 
 def initialize() -> None:
@@ -26,7 +33,7 @@ def _join_cluster() -> None:
     """
     if jax.distributed.is_initialized() or not any(os.environ.get(name) for name in _CLUSTER):
         return
-    if os.environ.get("SLURM_JOB_ID") and int(os.environ.get("SLURM_NTASKS", "1")) == 1:
+    if os.environ.get("SLURM_STEP_NODELIST") and int(os.environ.get("SLURM_NTASKS", "1")) == 1:
         return
     explicit = {}
     if os.environ.get("JAX_NUM_PROCESSES"):

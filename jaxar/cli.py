@@ -154,7 +154,10 @@ def integer(low: int, high: int | None = None) -> Callable[[str], int]:
     allowed = f"{low}..{high}" if high is not None else f"{low}, {low + 1}, ..."
 
     def convert(text: str) -> int:
-        value = int(text) if text.lstrip("+-").isdecimal() else None
+        try:
+            value = int(text)
+        except ValueError:
+            value = None
         if value is None or value < low or (high is not None and value > high):
             raise argparse.ArgumentTypeError(f"{text!r} is not in {allowed}")
         return value
@@ -223,7 +226,7 @@ def add_fields(parser: argparse.ArgumentParser, cls: type, title: str) -> None:
 
 def add_workdir_options(parser: Parser, argv: Sequence[str]) -> None:
     """The sampling options of the method in `--workdir`, which are known once the workdir is."""
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early = Parser("", add_help=False)
     early.add_argument("--workdir")
     folder = early.parse_known_args(argv)[0].workdir
     if folder is None:

@@ -7,6 +7,7 @@ some of its entries.
 
 import functools
 import pathlib
+import typing
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ import jax
 from jaxar import backend, cli, run, weights
 from jaxar.config import ConfigError
 from jaxar.data import datasets, encoding
+from jaxar.data.base import Variants
 from jaxar.tokenizers.base import Tokenizer, Tokens
 from jaxar.typing import Array, Variables
 
@@ -24,7 +26,9 @@ def command(argv: list[str]) -> None:
     parser.add_argument("--out", required=True, metavar="CACHE", help="folder to write")
     parser.add_argument("--splits", default="train,test", help="comma-separated (default train,test)")
     parser.add_argument(
-        "--variants", choices=["image", "flip", "ten_crop"], default="flip", help="what is stored per image"
+        "--variants",
+        choices=typing.get_args(Variants),
+        help="what is stored per image; default: flip where training mirrors images (data.flip), else image",
     )
     parser.add_argument("--text_folder", metavar="DIR", help="precomputed text features to store with the examples")
     parser.add_argument("--batch_size", type=cli.integer(1), default=64)

@@ -76,7 +76,8 @@ def _entry(root: pathlib.Path, kind: str, section: str, name: str, loaded: dict[
     tree = ast.parse((root / file).read_text())
     paragraphs = [" ".join(text.split()) for text in (ast.get_docstring(tree) or "").split("\n\n")]
     said = {label: text.removeprefix(label) for text in paragraphs for label in _LABELS if text.startswith(label)}
-    mirrored = (f"tests/{module.replace('.', '/')}_test.py" for module in (f"{kind}.{name}", *_parts(tree)))
+    modules = dict.fromkeys((f"{kind}.{name}", *_parts(tree)))  # one may be imported from twice
+    mirrored = (f"tests/{module.replace('.', '/')}_test.py" for module in modules)
     return Entry(
         name=name,
         file=file,

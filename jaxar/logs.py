@@ -16,8 +16,8 @@ import tensorboardX
 class MetricsWriter:
     """Appends one JSON object per step to `metrics.jsonl` and mirrors it to TensorBoard.
 
-    A line whose step is at or past the step of resumption belongs to the interrupted attempt: it is dropped on opening,
-    so that a resumed run leaves the file an uninterrupted one would.
+    A line of a step past that of resumption belongs to the interrupted attempt: it is dropped on opening, so that a
+    resumed run leaves the file an uninterrupted one would.
     """
 
     def __init__(self, workdir: pathlib.Path, first_step: int, enabled: bool):

@@ -103,5 +103,6 @@ class Meter:
             if bad >= optimizer.config.max_bad_steps:
                 raise FloatingPointError(
                     f"step {done}: the last {bad:.0f} updates of {name!r} were refused (loss or gradients not finite, "
-                    "or a spike); the newest checkpoint is good: lower optim.learning_rate and rerun"
+                    "or a spike); the newest checkpoint is good: go on from it in a new --workdir, with a lower "
+                    f"optim.learning_rate and init_from.from_={str(self._setup.folder)!r}"
                 )

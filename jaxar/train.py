@@ -4,13 +4,11 @@ Rerunning the same command resumes from the newest checkpoint, bit for bit. Exit
 arguments or the configuration, 75 saved but unfinished after SIGTERM.
 """
 
-import contextlib
 import functools
 import pathlib
 import signal
 import sys
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -84,19 +82,23 @@ def _loop(
         setup.data, batch_size=setup.train.batch_size, seed=setup.train.seed, start_step=first, mesh=setup.mesh
     )
     step_fn = StepPrograms(setup)
+    profiler = _Profiler(setup.folder, first, last, profile_steps)
     key = jax.random.fold_in(jax.random.key(setup.train.seed), 2)
     stage = None
+    if writes and first < last:
+        (setup.folder / "DONE").unlink(missing_ok=True)  # of a shorter run that now goes on
     with jax.set_mesh(setup.mesh):
         for step in range(first, last):
-            with _profiling(setup.folder, step - first, profile_steps):
-                if (now := setup.method.stage(step)) != stage:
-                    state, stage = _enter(state, now, step, stage is None), now
-                with meter.waiting():
-                    batch = next(batches)
-                state, metrics = step_fn(state, setup.frozen, batch, key, step, meter)
-                meter.step(step + 1, metrics)
+            profiler.before(step)
+            if (now := setup.method.stage(step)) != stage:
+                state, stage = _enter(state, now, step, stage is None), now
+            with meter.waiting():
+                batch = next(batches)
+            state, metrics = step_fn(state, setup.frozen, batch, key, step, meter)
+            meter.step(step + 1, metrics)
             done = step + 1
             stopping = stop.requested(done)
+            profiler.after(done, state, stopping)
             evaluates = evaluator.due(done)
             saves = done % setup.train.checkpoint_every == 0 or done == last or stopping
             if evaluates or saves:
@@ -180,15 +182,24 @@ class _StopSignal:
             signal.signal(signal.SIGTERM, self._previous)
 
 
-@contextlib.contextmanager
-def _profiling(folder: pathlib.Path, step: int, steps: int) -> Iterator[None]:
-    """Starts the profiler before, and stops it after, the steps that `--profile` asks for."""
-    if steps and step == PROFILE_AFTER:
-        jax.profiler.start_trace(str(folder / "profile"))
-    yield
-    if steps and step == PROFILE_AFTER + steps - 1:
-        jax.effects_barrier()
-        jax.profiler.stop_trace()
+class _Profiler:
+    """Traces the steps that `--profile` asks for, or those that are left where the run ends before."""
+
+    def __init__(self, folder: pathlib.Path, first: int, last: int, steps: int):
+        begin = min(first + PROFILE_AFTER, last - 1)
+        self._folder, self._steps = folder / "profile", range(begin, min(begin + steps, last))
+        self._running = False
+
+    def before(self, step: int) -> None:
+        if step in self._steps and not self._running:
+            jax.profiler.start_trace(str(self._folder))
+            self._running = True
+
+    def after(self, done: int, state: TrainState, stopping: bool) -> None:
+        if self._running and (stopping or done not in self._steps):
+            jax.block_until_ready(state)  # the steps are dispatched, and only then done
+            jax.profiler.stop_trace()
+            self._running = False
 
 
 def command(argv: list[str]) -> int:

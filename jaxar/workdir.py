@@ -24,8 +24,20 @@ import numpy as np
 
 from jaxar.config import ConfigError
 
-# Keys that may change between starts of the same run: they steer length, layout and logging, not what is learnt.
-FREE = ("train.num_steps", "train.log_every", "train.checkpoint_every", "train.keep", "mesh", "eval", "sample")
+# Keys that may change between starts of the same run: they steer length, layout and logging or say where the data lies,
+# not what is learnt.
+FREE = (
+    "train.num_steps",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep",
+    "data.root",
+    "data.data_dir",
+    "data.num_threads",
+    "mesh",
+    "eval",
+    "sample",
+)
 
 
 def read_json(path: pathlib.Path) -> Any:

@@ -54,15 +54,21 @@ def main() -> None:
 
 
 def run_chain(out: pathlib.Path, model: str, arg: str) -> dict[str, Any]:
-    """A tokenizer, a model on its tokens, samples of it, and the evaluation of both by workdir."""
+    """A tokenizer, the tokens of the data, a model of them, samples of it, and the evaluation of both by workdir."""
     tokenizer = CHAINS[model]
-    parent = f"--config.tokenizer.from_={out / tokenizer}"
-    for name, overrides in ((tokenizer, []), (model, [parent])):
-        config = f"--config={ROOT / 'configs' / f'{name}_digits.py'}{':' + arg if arg else ''}"
-        run_command("train", config, f"--workdir={out / name}", *overrides)
+    cache = out / f"{tokenizer}_tokens"
+    parents = (f"--config.tokenizer.from_={out / tokenizer}", f"--config.data.cache={cache}")
+    train(out, tokenizer, arg)
+    run_command("encode", f"--workdir={out / tokenizer}", f"--out={cache}")
+    train(out, model, arg, *parents)
     run_command("sample", f"--workdir={out / model}", "--num=200", f"--out={out / model / 'samples.npz'}")
     reference = ("--reference=digits", "--batch_size=479")
     return {name: run_command("evaluate", f"--workdir={out / name}", *reference) for name in (tokenizer, model)}
+
+
+def train(out: pathlib.Path, name: str, arg: str, *overrides: str) -> None:
+    config = f"--config={ROOT / 'configs' / f'{name}_digits.py'}{':' + arg if arg else ''}"
+    run_command("train", config, f"--workdir={out / name}", *overrides)
 
 
 def run_command(name: str, *options: str) -> dict[str, Any]:

@@ -83,9 +83,9 @@ def assert_same_end(folder, whole):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run that nothing interrupts."""
+    """A run that nothing interrupts, and that ends before as many steps as are to be traced."""
     folder = tmp_path_factory.mktemp("whole")
-    finish(folder)
+    finish(folder, f"--profile={STEPS}")
     return folder
 
 
@@ -106,6 +106,7 @@ def copy(killed, tmp_path):
 def test_a_run_that_is_interrupted_again_and_again_ends_bitwise_the_same(copy, whole):
     with (copy / "metrics.jsonl").open("a") as file:
         file.write('{"step": 8, "train/lo')  # a kill may cut a line
+    (copy / "DONE").write_text("5\n")  # as if a shorter run had ended before this one went on
     interrupt(copy, "SIGKILL", "save", 9)
     assert steps(copy)[-1] in (6, 9)  # a checkpoint is there or it is not
     stderr = interrupt(copy, "SIGTERM", "step", 10)
@@ -153,6 +154,10 @@ def test_a_workdir_says_what_it_is(whole):
     assert (
         environment["mesh"] == {"data": 1, "fsdp": 1, "tensor": 1} and environment["packages"]["jax"] == jax.__version__
     )
+
+
+def test_a_profile_is_kept_where_the_run_ends_before_it(whole):
+    assert list((whole / "profile").rglob("*.xplane.pb"))
 
 
 def test_figures_have_the_names_that_notebooks_know(whole):

@@ -35,7 +35,7 @@ def encode_split(
     *,
     tokens: TokenSpec,
     tokenizer: str,
-    variants: Variants = "flip",
+    variants: Variants | None = None,
     text_folder: pathlib.Path | None = None,
     batch_size: int = 64,
     shard_size: int = 16384,
@@ -50,7 +50,8 @@ def encode_split(
       encode: runs on this process's devices; the batch size is constant. Without "std" latents are deterministic.
       tokens: what `encode` returns.
       tokenizer: fingerprint of the tokenizer.
-      variants: what to store of each image: the centre crop, it and its mirror image, or ten crops.
+      variants: what to store of each image: the centre crop, it and its mirror image, or ten crops. None: the mirror
+        image too where training mirrors images (`config.flip`); a mirrored digit is no digit.
       text_folder: features to store with the examples, see `text.StoredFeatures`; default: those of `config.text`.
       batch_size: examples per call of `encode`, which sees this many times the number of variants.
       shard_size: examples per file.
@@ -61,6 +62,7 @@ def encode_split(
     """
     info, source = datasets.info(config), datasets.open_split(config, split)
     stored_text = _open_text(text_folder, len(source))
+    variants = variants or ("flip" if config.flip else "image")
     plan = cache.Metadata(
         source=config.name,
         dataset=info.name,

@@ -30,7 +30,7 @@ def latent_decode(tokens):
 
 
 def _encode(folder, config, encode=grey_encode, tokens=GREY, **options):
-    options = {"batch_size": 50, "shard_size": 150, "tokenizer": "grey", **options}
+    options = {"batch_size": 50, "shard_size": 150, "tokenizer": "grey", "variants": "flip", **options}
     return encoding.encode_split(folder / "test", config, "test", encode, tokens=tokens, **options)
 
 
@@ -44,6 +44,12 @@ def test_every_variant_of_every_example_is_encoded(digits, tmp_path, variants, c
         assert stored[index]["ids"].shape == (count, 64) and stored[index]["ids"].dtype == np.uint16
         assert np.array_equal(stored[index]["ids"].reshape(images.shape), np.round(images / 255 * 16))
         assert stored[index]["label"] == source[index]["label"]
+
+
+@pytest.mark.parametrize(("flip", "count"), [(False, 1), (True, 2)])
+def test_mirror_images_are_encoded_where_training_mirrors(digits, tmp_path, flip, count):
+    _encode(tmp_path, digits(flip=flip), variants=None)
+    assert cache.TokenCache(tmp_path / "test")[0]["ids"].shape == (count, 64)
 
 
 def test_the_loader_reads_what_was_encoded(digits, tmp_path):
