@@ -1,8 +1,8 @@
 """Multi-scale tokenizer of 32x32 colour glyphs: 130 tokens on scales 1 to 8 out of 1024 codes.
 
 Command: python -m jaxar.train --config=configs/multiscale_vq_glyphs.py --workdir=out/multiscale_vq_glyphs
-Cost: TODO
-Expected: TODO
+Cost: 20,000 steps of 64 images; not timed.
+Expected: not measured.
 """
 
 import vq_glyphs

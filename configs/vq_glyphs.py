@@ -1,8 +1,8 @@
 """VQ tokenizer of 32x32 colour glyphs: 64 tokens out of 1024 codes.
 
 Command: python -m jaxar.train --config=configs/vq_glyphs.py --workdir=out/vq_glyphs
-Cost: TODO
-Expected: TODO
+Cost: 20,000 steps of 64 images; not timed.
+Expected: not measured.
 """
 
 from common import base, check_argument
