@@ -6,6 +6,7 @@ Each player is its own entry, so that any subset of networks and averages loads.
 """
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -183,12 +184,18 @@ class Saved:
 
 
 def list_saved(directory: pathlib.Path) -> tuple[Saved, ...]:
-    """Finished checkpoints of a workdir, by step; reads only."""
-    if not directory.is_dir():
-        return ()
-    with ocp.training.Checkpointer(directory.absolute()) as checkpointer:
-        found = [Saved(c.step, dict(c.metrics or {})) for c in checkpointer.checkpoints]
-    return tuple(sorted(found, key=lambda c: c.step))
+    """Finished checkpoints of a workdir, by step.
+
+    Reads file names and metrics alone. Opening the directory through Orbax would make processes wait for one another,
+    and hang where one of them finds the directory and another, a moment earlier, does not.
+    """
+    finished = [path.parent for path in directory.glob("*/_CHECKPOINT_METADATA") if path.parent.name.isdigit()]
+    return tuple(Saved(int(path.name), _metrics(path)) for path in sorted(finished, key=lambda path: int(path.name)))
+
+
+def _metrics(checkpoint: pathlib.Path) -> dict[str, float]:
+    path = checkpoint / "metrics" / "metrics"
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def save_tree(directory: pathlib.Path, tree: Any) -> None:

@@ -157,6 +157,16 @@ def test_the_best_checkpoints_stay_beside_the_newest(folder):
     assert [c.step for c in checkpoints.list_saved(folder)] == [2, 4, 5]
 
 
+def test_listing_does_not_go_through_orbax_which_waits_for_other_processes(folder, monkeypatch):
+    save(folder, [1, 2], metrics=lambda step: {"score": 2.0 * step})
+    monkeypatch.setattr(checkpoints.ocp.training, "Checkpointer", None)
+    assert checkpoints.list_saved(folder) == (
+        checkpoints.Saved(1, {"score": 2.0}),
+        checkpoints.Saved(2, {"score": 4.0}),
+    )
+    assert checkpoints.list_saved(folder / "missing") == ()
+
+
 def test_a_tree_round_trips_and_its_damage_is_reported(folder):
     tree = {"params": {"w": jnp.arange(64.0)}}
     checkpoints.save_tree(folder, tree)
