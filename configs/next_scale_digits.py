@@ -1,4 +1,4 @@
-"""Next-scale autoregression over the token maps of 8x8 digits: VAR's network with 0.33M parameters.
+"""Next-scale autoregression over the token maps of 8x8 digits: VAR's network with 0.72M parameters.
 
     python -m jaxar.train --config=configs/next_scale_digits.py --workdir=out/next_scale_digits
 
@@ -14,7 +14,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config = base()
     config.data = {"name": "digits"}
     config.tokenizer = {"from_": "out/multiscale_vq_digits"}
-    config.model = {"num_layers": 4, "width": 64, "num_heads": 2, "dropout": 0.0}
+    config.model = {"num_layers": 4, "width": 96, "num_heads": 3, "dropout": 0.0}
     config.method = {"name": "next_scale"}
     config.optim = {
         "learning_rate": 2e-3,
@@ -22,9 +22,9 @@ def get_config(arg: str = "") -> ConfigDict:
         "clip_norm": 2.0,
         "ema": (0.995,),
     }
-    config.train = {"num_steps": 3000, "batch_size": 64, "checkpoint_every": 500}
-    config.sample = {"guidance_scale": 1.5}
-    config.eval = {"every": 500, "sample_every": 3000, "reference": "digits", "ema": "0.995"}
+    config.train = {"num_steps": 1000, "batch_size": 64, "checkpoint_every": 500}
+    config.sample = {"guidance_scale": 1.5, "temperature": 0.9}
+    config.eval = {"every": 250, "sample_every": 1000, "reference": "digits", "ema": "0.995"}
     if arg == "smoke":
         config.model.update({"num_layers": 2, "width": 32, "num_heads": 2})
         config.train.update({"num_steps": 2, "batch_size": 8})

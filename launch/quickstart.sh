@@ -5,4 +5,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/setup_env.sh
 setup_env
+# Otherwise glibc gives the buffers of every training step back to the system, which clears them anew for the next one.
+export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_ARENA_MAX=1
 exec "$PY" launch/quickstart.py "$@"
