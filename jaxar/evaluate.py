@@ -79,14 +79,23 @@ def validate(opened: run.Run) -> dict[str, float]:
     frozen = "tokenizer" in opened.variables and "tokenizer" not in opened.method.players()
     prepare = Encoder(opened.task.tokenizer) if frozen and config.cache is None else None
     size = parse(settings.EvalConfig, opened.config.get("eval") or {}, "eval").batch_size
+    ways = opened.mesh.shape["data"] * opened.mesh.shape["fsdp"]
+    size = -(-size // ways) * ways  # the mesh of the training may have been another
     batches = loader.eval_batches(config, "test", batch_size=size, mesh=opened.mesh)
     return Validation(opened.method, prepare)(opened.variables, batches)
 
 
 def _labels(opened: run.Run, reference: references.Reference, num: int | None) -> np.ndarray:
-    """The training labels, repeated or cut to `num`; balanced ones where the reference has no training images."""
+    """The training labels, repeated or cut to `num`; balanced ones where the reference has no training images.
+
+    Raises:
+      ConfigError: neither `num` nor the reference says how many.
+    """
     if reference.train is None:
-        return sampling.balanced_labels(num or reference.num_images or 0, opened.task.num_classes)
+        count = num or reference.num_images
+        if count is None:
+            raise ConfigError(f"--num is missing: {reference.name} does not say how many images it was made from")
+        return sampling.balanced_labels(count, opened.task.num_classes)
     labels = references.read_split(reference.train, "train").labels.astype(np.int32)
     return labels if num is None else np.resize(labels, num)
 
