@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxar import cli, workdir
+from jaxar import cli, train, workdir
 from jaxar.checkpoints import list_saved
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -83,9 +83,9 @@ def assert_same_end(folder, whole):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run that nothing interrupts, and that ends before as many steps as are to be traced."""
+    """A run that nothing interrupts."""
     folder = tmp_path_factory.mktemp("whole")
-    finish(folder, f"--profile={STEPS}")
+    finish(folder)
     return folder
 
 
@@ -156,8 +156,25 @@ def test_a_workdir_says_what_it_is(whole):
     )
 
 
-def test_a_profile_is_kept_where_the_run_ends_before_it(whole):
-    assert list((whole / "profile").rglob("*.xplane.pb"))
+@pytest.mark.parametrize(
+    ("last", "asked", "stopped", "traced"),
+    [
+        (20, 3, None, [5, 8]),
+        (11, 9, None, [5, 11]),  # the run ends before
+        (2, 3, None, [1, 2]),
+        (20, 9, 7, [5, 7]),  # a request to stop comes before
+        (20, 0, None, []),
+    ],
+)
+def test_a_profile_is_always_closed(monkeypatch, tmp_path, last, asked, stopped, traced):
+    edges = []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: edges.append(step))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: edges.append(step + 1))
+    profiler = train._Profiler(tmp_path, 0, last, asked)
+    for step in range(stopped or last):
+        profiler.before(step)
+        profiler.after(step + 1, None, step + 1 == stopped)
+    assert edges == traced
 
 
 def test_figures_have_the_names_that_notebooks_know(whole):
