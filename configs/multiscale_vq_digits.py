@@ -14,6 +14,6 @@ def get_config(arg: str = ""):
     del config.tokenizer["latent_channels"]
     config.tokenizer.scales = (1, 2, 3, 4)
     if arg != "smoke":
-        config.train.num_steps = 1500
-        config.eval.sample_every = 1500
+        config.train.num_steps = 1000
+        config.eval.sample_every = 1000
     return config

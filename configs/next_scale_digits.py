@@ -22,9 +22,9 @@ def get_config(arg: str = "") -> ConfigDict:
         "clip_norm": 2.0,
         "ema": (0.995,),
     }
-    config.train = {"num_steps": 1000, "batch_size": 64, "checkpoint_every": 500}
+    config.train = {"num_steps": 800, "batch_size": 64, "checkpoint_every": 400}
     config.sample = {"guidance_scale": 1.5, "temperature": 0.8}
-    config.eval = {"every": 250, "sample_every": 1000, "reference": "digits", "ema": "0.995"}
+    config.eval = {"every": 200, "sample_every": 800, "reference": "digits", "ema": "0.995"}
     if arg == "smoke":
         config.model.update({"num_layers": 2, "width": 32, "num_heads": 2})
         config.train.update({"num_steps": 2, "batch_size": 8})

@@ -61,8 +61,9 @@ def run_chain(out: pathlib.Path, model: str, arg: str) -> dict[str, Any]:
     train(out, tokenizer, arg)
     run_command("encode", f"--workdir={out / tokenizer}", f"--out={cache}")
     train(out, model, arg, *parents)
-    run_command("sample", f"--workdir={out / model}", "--num=200", f"--out={out / model / 'samples.npz'}")
-    reference = ("--reference=digits", "--batch_size=479")
+    batch = "--batch_size=479"  # one compiled sampler for both commands
+    run_command("sample", f"--workdir={out / model}", "--num=200", batch, f"--out={out / model / 'samples.npz'}")
+    reference = ("--reference=digits", batch)
     return {name: run_command("evaluate", f"--workdir={out / name}", *reference) for name in (tokenizer, model)}
 
 
