@@ -29,7 +29,7 @@ def test_glyphs(glyphs_config, glyphs_test):
     assert result["metrics"]["fd_glyphs"] < 1e-3 and result["metrics"]["precision"] == 1
     assert result["metrics"]["class_consistency"] > 0.9
     upside_down = protocol.evaluate_samples(glyphs_test.images[:, ::-1], glyphs_test.labels, small, seed=0)
-    assert upside_down["metrics"]["fd_glyphs"] > 3 * result["floor"]["fd_glyphs"]
+    assert upside_down["metrics"]["fd_glyphs"] > 1.5 * result["floor"]["fd_glyphs"]
 
 
 def test_split_rows_and_size(digits_config, digits_test):
