@@ -3,6 +3,8 @@
     python -m jaxar.train --config=configs/next_scale_digits.py --workdir=out/next_scale_digits
 
 Needs the tokenizer of configs/multiscale_vq_digits.py in out/multiscale_vq_digits.
+Cost: about five minutes on one CPU core, from tokens encoded ahead of time.
+Expected: fd_digits 2.3 (floor 0.86), class consistency 99 %.
 """
 
 from common import base, check_argument
