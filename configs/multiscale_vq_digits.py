@@ -13,7 +13,4 @@ def get_config(arg: str = ""):
     config.tokenizer.name = "multiscale_vq"
     del config.tokenizer["latent_channels"]
     config.tokenizer.scales = (1, 2, 3, 4)
-    if arg != "smoke":
-        config.train.num_steps = 1000
-        config.eval.sample_every = 1000
     return config

@@ -34,8 +34,8 @@ def get_config(arg: str = ""):
         "b2": 0.99,
         "weight_decay": 0.0,
     }
-    config.train = {"num_steps": 800, "batch_size": 64}
-    config.eval = {"every": 200, "sample_every": 800}
+    config.train = {"num_steps": 1000, "batch_size": 64}
+    config.eval = {"every": 200, "sample_every": 1000}
     if arg == "smoke":
         config.tokenizer.stack.channels = 8
         config.tokenizer.vocab_size = 16
