@@ -5,10 +5,12 @@ A schedule gamma maps the share r of the steps that are done, in (0, 1], to the 
 
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxar.config import ConfigError
-from jaxar.typing import Float, Int, typechecked
+from jaxar.typing import Array, Float, Int, typechecked
 
 KNOWN = "cosine, linear, log, exp, or powX with a number X > 0 (pow2.5)"
 
@@ -35,12 +37,12 @@ def _exponent(schedule: str) -> float | None:
 
 @typechecked
 def masked_share(
-    schedule: str, ratio: Float[np.ndarray, "*k"], total: Float[np.ndarray, "*k"] | float
-) -> Float[np.ndarray, "*k"]:
+    schedule: str, ratio: Float[np.ndarray | Array, "*k"], total: Float[np.ndarray | Array, "*#k"]
+) -> Float[np.ndarray | Array, "*k"]:
     """gamma(ratio): cos(pi r / 2), 1 - r, 1 - r^X, -log2(r) / log2(total) or 1 - 2^(-log2(total) (1 - r)).
 
     Args:
-      ratio: r in (0, 1]; its precision is that of the result.
+      ratio: r in (0, 1], of NumPy or of JAX; the result is of its kind and precision.
       total: tokens masked at the start, which the last two depend on.
     Returns:
       Shares clipped to [1e-6, 1].
@@ -48,18 +50,19 @@ def masked_share(
     Reference: Chang et al., MaskGIT: Masked Generative Image Transformer, 2022, Sec. 3.3. The last two are the
     published code's.
     """
-    dtype, total = ratio.dtype.type, np.maximum(total, 2).astype(ratio.dtype)  # one token alone has no logarithm
+    xp, dtype = (jnp if isinstance(ratio, jax.Array) else np), ratio.dtype.type
+    total = xp.maximum(total, dtype(2))  # one token alone has no logarithm
     if schedule == "cosine":
-        share = np.cos(dtype(np.pi / 2) * ratio)
+        share = xp.cos(dtype(np.pi / 2) * ratio)
     elif schedule == "linear":
         share = 1 - ratio
     elif schedule == "log":
-        share = -np.log2(ratio) / np.log2(total)
+        share = -xp.log2(ratio) / xp.log2(total)
     elif schedule == "exp":
-        share = 1 - np.exp2(-np.log2(total) * (1 - ratio))
+        share = 1 - xp.exp2(-xp.log2(total) * (1 - ratio))
     else:
         share = 1 - ratio ** dtype(_exponent(schedule))
-    return np.clip(share, dtype(1e-6), dtype(1))
+    return xp.clip(share, dtype(1e-6), dtype(1))
 
 
 @typechecked

@@ -280,7 +280,7 @@ def test_confidence_is_the_logarithm_of_the_filtered_law():
 
 
 def test_schedules_begin_with_all_and_end_with_none():
-    total = np.full(3, 256.0)
+    total = np.full(1, 256.0)
     ratio = np.array([1e-9, 0.5, 1.0])
     for name, half in (("cosine", 0.5**0.5), ("linear", 0.5), ("pow2.5", 1 - 0.5**2.5), ("log", 1 / 8)):
         np.testing.assert_allclose(mask_schedules.masked_share(name, ratio, total), [1, half, 1e-6], atol=1e-6)
