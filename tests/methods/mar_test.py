@@ -113,6 +113,17 @@ def test_known_latents_stay_and_the_others_follow_their_conditional_law():
     np.testing.assert_allclose(np.cov(drawn[:, [0, 2]].T), conditional, atol=0.06)
 
 
+def test_known_latents_of_a_patch_that_is_drawn_stay_too():
+    method, variables = random_weights(build(dataclasses.replace(SIZES, patch_size=2)))
+    given = Tokens(latents=jax.random.normal(jax.random.key(0), (1, 16, 3)))
+    known = jnp.arange(16)[None] < 5  # row 0, and one latent of the patch below it
+    options = mar.Sampling(num_steps=1, head=heads.Steps(2, start=500), segments=1)
+    keys, cond = jax.random.split(jax.random.key(1), 1), {"label": jnp.array([2])}
+    run = jax.jit(lambda: method.complete({"model": variables}, given, known, cond, keys, options).latents)
+    np.testing.assert_array_equal(run()[known] == given.latents[known], True)
+    assert jnp.all(run()[~known] != given.latents[~known])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "head, steps",
@@ -182,8 +193,12 @@ def test_the_loss_is_the_mean_over_hidden_tokens():
 
 @pytest.fixture(scope="module")
 def small():
-    """A tiny method and random weights everywhere, the zero layers included."""
-    method, rng = build(), np.random.default_rng(0)
+    return random_weights(build())
+
+
+def random_weights(method):
+    """The method and random weights everywhere, the zero layers included."""
+    rng = np.random.default_rng(0)
     shapes = nn.meta.unbox(jax.eval_shape(method.init, jax.random.key(0)))["model"]
     return method, jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), leaf.dtype), shapes)
 
