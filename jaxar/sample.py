@@ -3,6 +3,11 @@
 Writes ADM's layout (arr_0: uint8 images [n h w c], arr_1: labels [n]) and a labelled grid beside it (FILE.png). Image i
 depends on the seed, its number and its condition alone: not on batch size, device count or interruptions. Rerunning an
 interrupted command goes on where it stopped.
+
+With --image and --mask a masked method completes a picture: what the mask marks is drawn anew, the rest stays, and
+--class_id says what the new part shall be of.
+
+    python -m jaxar.sample --workdir=DIR --num=8 --out=new.npz --image=cat.png --mask=0.25,0.25,0.75,0.75 --class_id=207
 """
 
 import argparse
@@ -14,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxar import backend, cli, partition, run, sampling, settings, workdir
+from jaxar import backend, cli, editing, partition, run, sampling, settings, workdir
 from jaxar.config import ConfigError
 from jaxar.data import pictures
 from jaxar.data.base import make_folder
@@ -104,6 +109,12 @@ def command(argv: list[str]) -> None:
     parser.add_argument("--seed", type=cli.integer(0, settings.MAX_SEED), default=0)
     parser.add_argument("--class_id", type=int, metavar="C", help="one class; default: all classes in turn")
     parser.add_argument("--caption", action="append", help="for a text-conditional model; may be given several times")
+    parser.add_argument("--image", metavar="FILE", help="picture to complete; needs --mask")
+    parser.add_argument(
+        "--mask",
+        metavar="MASK",
+        help="what is drawn anew: a file (white), top,left,bottom,right in shares of the side, or outside:BOX",
+    )
     parser.add_argument("--batch_size", type=cli.integer(1), default=64, help="images drawn at once")
     parser.add_argument("--step", type=int, help="checkpoint; default: best by metric if one was kept, else newest")
     parser.add_argument("--ema", help="which average of the weights, or raw; default: the run's eval.ema")
@@ -123,6 +134,10 @@ def command(argv: list[str]) -> None:
     options = cli.given_options(args, cls)
     labels = _labels(args, opened)
     cond = sampling.conditions(opened.task, labels, args.caption or opened.captions)
+    if (args.image is None) != (args.mask is None):
+        raise ConfigError("--image and --mask belong together; give both to complete a picture, or neither")
+    if args.image:
+        cond |= editing.request(args.image, args.mask, opened.method, opened.task, args.num)
     make_folder(out.parent, "--out")
     figures = sample_to_file(opened, cond, args.seed, out, min(args.batch_size, args.num), options)
     if jax.process_index() == 0:

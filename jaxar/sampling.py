@@ -11,7 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from jaxar import partition
+from jaxar import editing, partition
 from jaxar.config import ConfigError
 from jaxar.data import text
 from jaxar.methods.base import Cond, Method, Task
@@ -81,7 +81,10 @@ class Sampler:
         self.compile_seconds = self.run_seconds = 0.0
 
     def __call__(self, variables: dict[str, Variables], cond: dict[str, np.ndarray], ids: np.ndarray, seed: int):
-        """Images of the samples `ids` with conditions `cond` (leading axis as `ids`), uint8 [b h w c]."""
+        """Images of the samples `ids` with conditions `cond` (leading axis as `ids`), uint8 [b h w c].
+
+        With the entries of `editing.request`, `cond` asks for completions of a given image.
+        """
         return np.concatenate([images for _, images in self.batches(variables, cond, ids, seed)])
 
     def batches(
@@ -122,6 +125,9 @@ def _draw(
     ids: Int[Array, " b"],
     seed: Int[Array, ""],
 ) -> UInt8[Array, "b h w c"]:
-    tokens = method.sample(variables, cond, sample_keys(seed, ids), options)
+    keys = sample_keys(seed, ids)
+    if "keep" in cond:
+        return to_uint8(editing.complete(method, tokenizer, variables, cond, keys, options))
+    tokens = method.sample(variables, cond, keys, options)
     images = tokenizer.decode(variables["tokenizer"], tokens) if tokenizer else tokens.latents
     return to_uint8(images)

@@ -184,6 +184,8 @@ MISTAKES = [
     (SAMPLE + "--class_id=-1", "--class_id=-1 must be in 0..9"),
     (SAMPLE + "--caption=two", "--caption='two': this model is conditioned on classes; use --class_id"),
     (SAMPLE + "--tok_p=0.5", "unknown option '--tok_p'.*did you mean '--top_p'"),
+    (SAMPLE + "--image=x.png", "--image and --mask belong together; give both"),
+    (SAMPLE + "--image=x.png --mask=0,0,1,1", "--image=x.png: AR cannot keep parts of a picture; use a masked method"),
     (SAMPLE + "--top_p=2", r"sample.top_p=2.0 must lie in \(0, 1\]; None switches it off"),
     (SAMPLE + "--top_k=many", "sample.top_k='many' has type str; it must be int or None"),
     (SAMPLE + "--step=7", r"--workdir=.* has no checkpoint of step 7; it has \[2\]"),

@@ -17,9 +17,10 @@ LAYERS = (
     ("nn",),
     ("tokenizers.base", "methods.base"),
     ("tokenizers", "models"),
-    ("decoding",),
+    ("decoding", "diffusion"),
     ("methods",),
-    ("optim", "state", "train_step", "checkpoints", "data", "metrics", "flops", "logs", "workdir", "sampling"),
+    ("optim", "state", "train_step", "checkpoints", "data", "metrics", "flops", "logs", "workdir"),
+    ("editing", "sampling"),
     ("settings",),
     ("weights",),
     ("cli", "parents"),
@@ -29,7 +30,8 @@ LAYERS = (
 )
 # Commands that live in a package of a lower layer.
 COMMANDS = ("data.__main__", "metrics.train_classifier")
-BARE = ("kernels", "nn", "models", "tokenizers", "decoding", "methods")  # run where only jax, flax, optax, orbax are
+# They run where only jax, flax, optax, orbax are.
+BARE = ("kernels", "nn", "models", "tokenizers", "decoding", "diffusion", "methods")
 
 
 def module_name(path):

@@ -49,7 +49,7 @@ def test_every_golden_fixture_is_claimed_once_and_read_by_a_test(found):
     claimed = [pathlib.Path(g).stem for entries in found.values() for entry in entries for g in entry.golden]
     fixtures = {file.stem for file in (ROOT / "tests" / "golden").glob("*.json")}
     assert sorted(claimed) == sorted(fixtures - set(METRICS))
-    tests = "".join(file.read_text() for file in (ROOT / "tests").glob("*/golden_test.py"))
+    tests = "".join(file.read_text() for file in (ROOT / "tests").glob("*/*_test.py"))
     assert all(f'"{name}"' in tests or f"{name}.json" in tests for name in claimed)
     assert all("commit" in json.loads((ROOT / f"tests/golden/{name}.json").read_text())["source"] for name in claimed)
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from jaxar.config import ConfigError
 from jaxar.tokenizers.base import ImageSpec, Tokenizer, Tokens, TokenSpec
-from jaxar.typing import Array, Float, Int, Key, Metrics, Variables
+from jaxar.typing import Array, Bool, Float, Int, Key, Keys, Metrics, Variables
 
 Batch = dict[str, Array]
 Cond = dict[str, Array]  # "label": Int[b], and for text-conditional models "text": Float[b t e], "text_mask": Bool[b t]
@@ -61,6 +61,16 @@ class Task:
             raise ConfigError(
                 f"method.name={method!r} needs {want}, the tokenizer gives {self.tokens.kind} {shape} ones with "
                 f"scales {self.tokens.scales}; name another tokenizer in tokenizer.from_"
+            )
+        return self.tokens
+
+    def continuous_tokens(self, method: str) -> TokenSpec:
+        """The token spec, checked for a method over continuous raster tokens."""
+        if self.tokens is None or self.tokens.kind != "continuous" or self.tokens.multiscale:
+            given = "none" if self.tokens is None else f"{self.tokens.kind} ones with scales {self.tokens.scales}"
+            raise ConfigError(
+                f"method.name={method!r} needs continuous raster tokens, there are {given}; give tokenizer.from_, the "
+                "workdir of a tokenizer such as kl"
             )
         return self.tokens
 
@@ -178,6 +188,22 @@ class Method(abc.ABC):
           options: an instance of the method's `Sampling`, static.
         """
         raise ConfigError(f"{type(self).__name__} trains a tokenizer and has no sampler; evaluate it instead")
+
+    def complete(
+        self,
+        variables: dict[str, Variables],
+        tokens: Tokens,
+        known: Bool[Array, "b n"],
+        cond: Cond,
+        keys: Keys,
+        options: Any,
+    ) -> Tokens:
+        """As `sample`, for samples of which some tokens are given: inpainting, outpainting and class editing.
+
+        Args:
+          tokens: read where `known`, and unchanged there in the result.
+        """
+        raise ConfigError(f"{type(self).__name__} cannot keep tokens of a given image; use a masked method")
 
     def network_calls(self, options: Any) -> int:
         """Sequential calls of the network for one sample."""

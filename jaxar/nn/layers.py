@@ -156,10 +156,18 @@ class Embedding(nn.Module):
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
-    @nn.compact
+    def setup(self):
+        self.embedding = self.param(
+            "embedding", logical(self.init, *self.axes), (self.count, self.width), self.param_dtype
+        )
+
     def __call__(self, ids: Int[Array, "*b"]) -> Float[Array, "*b d"]:
-        table = self.param("embedding", logical(self.init, *self.axes), (self.count, self.width), self.param_dtype)
-        return jnp.take(table, ids, axis=0, mode="fill").astype(self.dtype)
+        return jnp.take(self.embedding, ids, axis=0, mode="fill").astype(self.dtype)
+
+    def attend(self, x: Float[Array, "b t d"], rows: int) -> Float[Array, "b t r"]:
+        """Products with the first `rows` vectors, float32: logits of a head that is tied to the table."""
+        table = self.embedding[:rows].astype(self.dtype)
+        return jnp.einsum("btd,rd->btr", x.astype(self.dtype), table, preferred_element_type=jnp.float32)
 
 
 class Modulation(nn.Module):

@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from jaxar.config import parse
-from jaxar.tokenizers import multiscale_vq, vq
+from jaxar.tokenizers import kl, multiscale_vq, vq
 from jaxar.tokenizers.base import ImageSpec, Tokens
 
 pytestmark = pytest.mark.golden
@@ -41,7 +41,7 @@ def attention(ours, official, fused):
 
 
 def conv_stacks(stack, style):
-    """Rows of encoder and decoder; `style` holds what the two official code bases call things."""
+    """Rows of encoder and decoder; `style` holds what the official code bases call things."""
     rows, last, widths = [], len(stack.widths) - 1, stack.widths
     for part, blocks in (("encoder", stack.num_res_blocks), ("decoder", stack.num_res_blocks + 1)):
         for name, kind in (("conv_in", CONV), ("norm_out", NORM), ("conv_out", CONV)):
@@ -56,7 +56,7 @@ def conv_stacks(stack, style):
             for j in range(blocks):
                 shortcut = j == 0 and width != before
                 rows += residual_block(f"{part}/level_{i}/block_{j}", f"{level}.{style['block']}.{j}", shortcut)
-                if i == last:
+                if i == last and (part == "encoder" or style["decoder_attention"]):
                     rows += attention(f"{part}/level_{i}/attention_{j}", f"{level}.attn.{j}", style["fused"])
             if i != (last if part == "encoder" else 0):
                 step = "downsample" if part == "encoder" else "upsample"
@@ -72,8 +72,15 @@ def llamagen_level(part, i, last):
     return f"conv_blocks.{i if part == 'encoder' else last - i}"
 
 
-VAR = {"fused": True, "mid": ("mid.block_1", "mid.attn_1", "mid.block_2"), "level": var_level, "block": "block"}
-LLAMAGEN = {"fused": False, "mid": ("mid.0", "mid.1", "mid.2"), "level": llamagen_level, "block": "res"}
+VAR = {
+    "fused": True,
+    "mid": ("mid.block_1", "mid.attn_1", "mid.block_2"),
+    "level": var_level,
+    "block": "block",
+    "decoder_attention": True,
+}
+LLAMAGEN = VAR | {"fused": False, "mid": ("mid.0", "mid.1", "mid.2"), "level": llamagen_level, "block": "res"}
+MAR = VAR | {"fused": False, "decoder_attention": False}
 
 
 def convert(rows, tensors):
@@ -123,6 +130,11 @@ def fixture(name):
         tokenizer = multiscale_vq.build(parse(multiscale_vq.Config, values, "tokenizer"), image)
         rows = [*conv_stacks(tokenizer.config.stack, VAR), ("codebook", "quantize.embedding", ("codebook",))]
         rows.append(("phi", "quantize.quant_resi.qresi_ls", ("stack", given["share_quant_resi"])))
+    elif meta["family"] == "mar_kl":
+        stack = stack_section(groups, model["encoder_decoder_ch"], given["ch_mult"], model["num_res_blocks"])
+        values = {"latent_channels": given["embed_dim"], "stack": stack}
+        tokenizer = kl.build(parse(kl.Config, values, "tokenizer"), image)
+        rows = conv_stacks(tokenizer.config.stack, MAR)
     else:
         stack = stack_section(groups, model["encoder_decoder_ch"], given["encoder_ch_mult"], model["num_res_blocks"])
         values = {"vocab_size": given["codebook_size"], "code_channels": given["codebook_embed_dim"], "stack": stack}
@@ -182,6 +194,20 @@ def llamagen_call(tokenizer, variables, fn, args):
     return {"image": nchw(result.images)}
 
 
+def kl_call(tokenizer, variables, fn, args):
+    if fn == "encode":
+        posterior = tokenizer.posterior(variables, nhwc(args["image"]))
+        moments = {"mean": posterior.mean, "logvar": posterior.log_variance, "std": posterior.std}
+        return {name: nchw(value) for name, value in moments.items()} | {"kl": posterior.divergence()}
+    if fn == "draw_latent":
+        mean, noise = nhwc(args["mean"]), nhwc(args["noise"])
+        return {"latent": nchw(kl.Posterior(mean, 2 * jnp.log(nhwc(args["std"]))).draw(noise))}
+    return {"image": nchw(tokenizer.decode_latents(variables, nhwc(args["latent"])))}
+
+
+CALLS = {"var_vqvae_c6": var_call, "llamagen_vq16": llamagen_call, "mar_kl16": kl_call}
+
+
 def resolve(tensors, value):
     """An argument: a number, or a reference to a stored tensor."""
     if not isinstance(value, dict):
@@ -192,7 +218,7 @@ def resolve(tensors, value):
 
 def outputs():
     """All stored outputs, except LlamaGen's losses, which the next test compares."""
-    for name in ("var_vqvae_c6", "llamagen_vq16"):
+    for name in CALLS:
         entries = json.loads((GOLDEN / f"{name}.json").read_text())["tensors"]
         for key, entry in entries.items():
             if "call" in entry and not (name == "llamagen_vq16" and entry["call"]["fn"] == "loss"):
@@ -204,8 +230,7 @@ def test_output_of_the_official_code(name, key):
     tokenizer, variables, tensors, entries = fixture(name)
     entry, stored = entries[key], tensors[key]
     fn, args = entry["call"]["fn"], {k: resolve(tensors, v) for k, v in entry["call"]["args"].items()}
-    call = var_call if name.startswith("var") else llamagen_call
-    mine = np.asarray(call(tokenizer, variables, fn, args)[entry["part"]])
+    mine = np.asarray(CALLS[name](tokenizer, variables, fn, args)[entry["part"]])
     assert mine.shape == stored.shape
     kind, value = entry["tolerance"]["kind"], entry["tolerance"]["value"]
     if kind == "exact":

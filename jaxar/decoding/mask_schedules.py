@@ -1,0 +1,132 @@
+"""How many tokens a masked decoder leaves masked after each of its steps: tables that are known before tracing.
+
+A schedule gamma maps the share r of the steps that are done, in (0, 1], to the share of tokens that are still masked.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxar.config import ConfigError
+from jaxar.typing import Array, Float, Int, typechecked
+
+KNOWN = "cosine, linear, log, exp, or powX with a number X > 0 (pow2.5)"
+
+
+def check(schedule: str, name: str) -> None:
+    """Refuses a schedule that `masked_share` does not know.
+
+    Args:
+      name: of the option, for the message.
+    Raises:
+      ConfigError: neither one of the names nor "pow" with a positive number.
+    """
+    if schedule not in ("cosine", "linear", "log", "exp") and _exponent(schedule) is None:
+        raise ConfigError(f"{name}={schedule!r} must be one of {KNOWN}")
+
+
+def _exponent(schedule: str) -> float | None:
+    try:
+        value = float(schedule.removeprefix("pow")) if schedule.startswith("pow") else 0.0
+    except ValueError:
+        return None
+    return value if 0 < value < np.inf else None
+
+
+@typechecked
+def masked_share(
+    schedule: str, ratio: Float[np.ndarray | Array, "*k"], total: Float[np.ndarray | Array, "*#k"]
+) -> Float[np.ndarray | Array, "*k"]:
+    """gamma(ratio): cos(pi r / 2), 1 - r, 1 - r^X, -log2(r) / log2(total) or 1 - 2^(-log2(total) (1 - r)).
+
+    Args:
+      ratio: r in (0, 1], of NumPy or of JAX; the result is of its kind and precision.
+      total: tokens masked at the start, which the last two depend on.
+    Returns:
+      Shares clipped to [1e-6, 1].
+
+    Reference: Chang et al., MaskGIT: Masked Generative Image Transformer, 2022, Sec. 3.3. The last two are the
+    published code's.
+    """
+    xp, dtype = (jnp if isinstance(ratio, jax.Array) else np), ratio.dtype.type
+    total = xp.maximum(total, dtype(2))  # one token alone has no logarithm
+    if schedule == "cosine":
+        share = xp.cos(dtype(np.pi / 2) * ratio)
+    elif schedule == "linear":
+        share = 1 - ratio
+    elif schedule == "log":
+        share = -xp.log2(ratio) / xp.log2(total)
+    elif schedule == "exp":
+        share = 1 - xp.exp2(-xp.log2(total) * (1 - ratio))
+    else:
+        share = 1 - ratio ** dtype(_exponent(schedule))
+    return xp.clip(share, dtype(1e-6), dtype(1))
+
+
+@typechecked
+def masked_counts(
+    schedule: str, num_steps: int, num_tokens: int, dtype: type = np.float32
+) -> Int[np.ndarray, "k n_plus_1"]:
+    """Tokens still masked after step k (0-based) of a sample that began with n of them masked, at entry [k, n].
+
+    Each step but the last decides at least one token and leaves at least one:
+    m_k = max(1, min(m_(k-1) - 1, floor(n gamma((k + 1) / K)))), and m_(K-1) = 0.
+
+    Args:
+      num_steps: K, network calls.
+      num_tokens: the largest n; a sample may begin with known tokens.
+      dtype: precision of gamma. Where n gamma is a whole number on paper, the floor depends on it. At r = 2/3 of the
+        cosine MaskGIT, in float32, leaves 127 of 256 and MAR, in float64, 128. For the same reason as many steps as
+        tokens need not mean one token per step; `one_by_one` does.
+
+    Reference: the published code of both, which MAR took from MaskGIT.
+    """
+    starts = np.arange(num_tokens + 1)
+    counts, previous = np.zeros((num_steps, num_tokens + 1), np.int32), starts
+    for k in range(num_steps - 1):
+        ratio = np.full(starts.shape, dtype(k + 1) / dtype(num_steps))
+        target = np.floor(starts.astype(dtype) * masked_share(schedule, ratio, starts.astype(dtype)))
+        counts[k] = np.minimum(previous, np.maximum(1, np.minimum(previous - 1, target)))
+        previous = counts[k]
+    return counts
+
+
+@typechecked
+def one_by_one(num_tokens: int) -> Int[np.ndarray, "k n_plus_1"]:
+    """The table, as of `masked_counts`, that decides one token per step until none is left."""
+    return np.maximum(np.arange(num_tokens + 1) - np.arange(1, num_tokens + 1)[:, None], 0).astype(np.int32)
+
+
+class Segment(NamedTuple):
+    """A piece of the decode loop and what is static in it.
+
+    Attributes:
+      stop: number of steps done after it.
+      known: most tokens of a sample that are known before any of its steps.
+      new: most tokens of a sample that one of its steps decides.
+    """
+
+    stop: int
+    known: int
+    new: int
+
+
+def segments(counts: Int[np.ndarray, "k n_plus_1"], pieces: int, masked: int | None = None) -> tuple[Segment, ...]:
+    """The steps cut into `pieces` of nearly equal length (fewer if there are fewer steps), with tight bounds.
+
+    Args:
+      counts: from `masked_counts`.
+      masked: tokens masked at the start if that is the same number for all samples, None for any number.
+    """
+    num_steps, num_tokens = len(counts), counts.shape[1] - 1
+    starts = np.arange(num_tokens + 1) if masked is None else np.array([masked])
+    before = np.concatenate([starts[None], counts[:-1, starts]])
+    known, new = (num_tokens - before).max(axis=1), (before - counts[:, starts]).max(axis=1)
+    stops = [-(-num_steps * (i + 1) // pieces) for i in range(pieces)]
+    result, begin = [], 0
+    for stop in sorted(set(stops)):
+        result.append(Segment(stop, int(known[begin:stop].max()), int(new[begin:stop].max())))
+        begin = stop
+    return tuple(result)

@@ -1,0 +1,192 @@
+"""The bidirectional transformer of MaskGIT: logits of every token given the known ones and the class.
+
+The sequence is a class token and the image tokens; all of them attend one another. One table embeds everything: the
+codes, the classes behind them, and in its last row the mask. The null class is that row too, a class token that is
+masked, so guided models need no other weights than published ones have.
+
+Reference: Chang et al., MaskGIT: Masked Generative Image Transformer, 2022, Sec. 3; Devlin et al., BERT, 2019.
+"""
+
+import dataclasses
+from typing import Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jaxar.config import ConfigError
+from jaxar.nn.attention import Attention
+from jaxar.nn.layers import ACTIVATIONS, MLP, Embedding, Init, LayerNorm
+from jaxar.nn.transformer import BlockSpec, LayerInputs, Remat, Shared, scan_layers
+from jaxar.partition import constrain, logical
+from jaxar.typing import Array, Bool, Float, Int
+
+NORM_EPS = 1e-12
+INIT: Init = nn.initializers.truncated_normal(0.02)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """The network's size and how it is computed; the section `model` of a MaskGIT configuration.
+
+    Attributes:
+      mlp_ratio: width inside the feed-forward layers, relative to `width`.
+      dropout: on embedded tokens and on both branches of a block; the published code also drops attention weights.
+      remat: what the backward pass recomputes.
+      dtype, param_dtype: of computation and of storage.
+    """
+
+    num_layers: int = 24
+    width: int = 768
+    num_heads: int = 16
+    mlp_ratio: float = 4.0
+    dropout: float = 0.1
+    remat: Remat = "none"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    param_dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        if self.width % self.num_heads:
+            raise ConfigError(
+                f"model.width={self.width} is not divisible by num_heads={self.num_heads}; "
+                f"use width={self.num_heads * max(1, self.width // self.num_heads)}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"model.dropout={self.dropout} must lie in [0, 1)")
+
+    def block(self) -> BlockSpec:
+        return BlockSpec(
+            num_heads=self.num_heads,
+            head_dim=self.width // self.num_heads,
+            hidden=round(self.width * self.mlp_ratio),
+            norm_eps=NORM_EPS,
+            bias="qkv",
+            out_bias=True,
+            dropout=self.dropout,
+            init=INIT,
+            out_init=INIT,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+        )
+
+
+class PostNormBlock(nn.Module):
+    """norm(x + attention(x)), then norm(x + feed_forward(x)), in the form that `scan_layers` wants."""
+
+    spec: BlockSpec
+    deterministic: bool = True
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t d"], inputs: LayerInputs | None, shared: Shared) -> tuple[Array, None]:
+        spec, types = self.spec, dict(dtype=self.spec.dtype, param_dtype=self.spec.param_dtype)
+        attention = Attention(
+            num_heads=spec.num_heads,
+            head_dim=spec.head_dim,
+            bias=spec.bias,
+            out_bias=spec.out_bias,
+            kernel_init=spec.init,
+            out_init=spec.out_init,
+            name="attention",
+            **types,
+        )
+        x = self._add("attention", x, attention(x, shared.rotary, shared.dynamic)[0])
+        mlp = MLP(
+            spec.hidden, activation=spec.feed_forward, up_init=spec.init, down_init=spec.out_init, name="mlp", **types
+        )
+        return self._add("mlp", x, mlp(x)), None
+
+    def _add(self, name: str, x: Array, branch: Array) -> Array:
+        spec = self.spec
+        branch = nn.Dropout(spec.dropout, deterministic=self.deterministic, name=f"{name}_dropout")(branch)
+        x = LayerNorm(spec.norm_eps, dtype=spec.dtype, param_dtype=spec.param_dtype, name=f"{name}_norm")(x + branch)
+        return constrain(x, "batch", "length", "act_embed")
+
+
+class PostNormStack(nn.Module):
+    """`num_layers` such blocks."""
+
+    spec: BlockSpec
+    num_layers: int
+    remat: Remat = "none"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t d"], deterministic: bool = True) -> Float[Array, "b t d"]:
+        layers = scan_layers(PostNormBlock, self.num_layers, self.remat)(self.spec, deterministic, name="layers")
+        return layers(x, None, Shared())[0]
+
+
+class BidirectionalTransformer(nn.Module):
+    """Logits of all tokens, for which the known ones and the class are read.
+
+    Attributes:
+      vocab_size: number of codes.
+      grid: height and width of the token map.
+      num_classes: labels are below it; `num_classes` itself is the null class.
+    """
+
+    sizes: Sizes
+    vocab_size: int
+    grid: tuple[int, int]
+    num_classes: int
+
+    def setup(self):
+        sizes, types = self.sizes, dict(dtype=self.sizes.dtype, param_dtype=self.sizes.param_dtype)
+        # No mesh axis divides codes + classes + 1 rows, so tables are split along their width.
+        tables = dict(axes=("classes", "embed"), init=INIT, **types)
+        self.token_embedding = Embedding(self.mask_id + 1, sizes.width, **tables)
+        self.position_embedding = Embedding(self.num_tokens + 1, sizes.width, **tables)
+        self.embedding_norm = LayerNorm(NORM_EPS, **types)
+        self.dropout = nn.Dropout(sizes.dropout)
+        self.stack = PostNormStack(sizes.block(), sizes.num_layers, sizes.remat)
+        self.head_dense = nn.Dense(
+            sizes.width,
+            kernel_init=logical(INIT, "embed", "mlp"),
+            bias_init=logical(nn.initializers.zeros, "mlp"),
+            **types,
+        )
+        self.head_norm = LayerNorm(NORM_EPS, **types)
+        self.head_bias = self.param(
+            "head_bias", logical(nn.initializers.zeros, "classes"), (self.mask_id + 1,), sizes.param_dtype
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def mask_id(self) -> int:
+        """Row of the mask, and of the null class."""
+        return self.vocab_size + self.num_classes
+
+    def __call__(
+        self,
+        ids: Int[Array, "b n"],
+        known: Bool[Array, "b n"],
+        label: Int[Array, "b"],
+        deterministic: bool = True,
+    ) -> Float[Array, "b n v"]:
+        """Logits over the codes, float32, at every position.
+
+        Args:
+          ids: read where `known`.
+          label: 0..num_classes, the last being the null class.
+          deterministic: without dropout, which needs the stream "dropout".
+        """
+        tokens = jnp.where(known, ids, self.mask_id)
+        sequence = jnp.concatenate([self.vocab_size + label[:, None], tokens], axis=1)
+        hidden = self._hidden(sequence, deterministic)[:, 1:]
+        return self._logits(hidden, self.vocab_size)
+
+    def sequence_logits(self, sequence: Int[Array, "b n_plus_1"]) -> Float[Array, "b n_plus_1 rows"]:
+        """Logits over all rows of the table, at the class token too, for a sequence that is given as it is read."""
+        return self._logits(self._hidden(sequence, True), self.mask_id + 1)
+
+    def _hidden(self, sequence: Int[Array, "b t"], deterministic: bool) -> Float[Array, "b t d"]:
+        x = self.token_embedding(sequence) + self.position_embedding(jnp.arange(sequence.shape[1]))
+        x = self.dropout(self.embedding_norm(x), deterministic=deterministic)
+        return self.stack(x, deterministic)
+
+    def _logits(self, hidden: Float[Array, "b t d"], rows: int) -> Float[Array, "b t rows"]:
+        """Products with the first `rows` embeddings."""
+        x = self.head_norm(ACTIVATIONS["gelu_tanh"](self.head_dense(hidden)))
+        logits = self.token_embedding.attend(x, rows) + self.head_bias[:rows].astype(jnp.float32)
+        return constrain(logits, "batch", "length", "vocab")

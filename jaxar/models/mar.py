@@ -1,0 +1,207 @@
+"""The masked autoencoder of MAR: a vector for each token position, given the known continuous tokens and the class.
+
+The encoder reads the known tokens alone, behind buffer tokens that all start as the class embedding. The decoder puts
+mask tokens where tokens are unknown. Its output conditions the head that draws a token (`diffusion_head`).
+
+Tokens enter in any order, each with its position: the transformer tells them apart by learned positions only.
+
+Reference: Li et al., Autoregressive Image Generation without Vector Quantization, 2024, Sec. 3.4 and 4; He et al.,
+Masked Autoencoders Are Scalable Vision Learners, 2022.
+"""
+
+import dataclasses
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxar.config import ConfigError
+from jaxar.kernels.mask import DynamicRanges
+from jaxar.models.diffusion_head import XAVIER, DiffusionHead, dense
+from jaxar.models.diffusion_head import Sizes as HeadSizes
+from jaxar.nn.layers import Embedding, LayerNorm, normal
+from jaxar.nn.transformer import BlockSpec, Remat, Stack
+from jaxar.partition import logical
+from jaxar.typing import Array, Float, Int, typechecked
+
+INIT = normal(0.02)
+Cond = dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tower:
+    """Layers, width and heads of the encoder or of the decoder."""
+
+    num_layers: int = 12
+    width: int = 768
+    num_heads: int = 12
+
+    def __post_init__(self):
+        if self.width % self.num_heads:
+            raise ConfigError(
+                f"width={self.width} of a tower in model must be a multiple of num_heads={self.num_heads}; "
+                f"use width={self.num_heads * max(1, self.width // self.num_heads)}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """The network's size and how it is computed; the section `model` of a MAR configuration.
+
+    Attributes:
+      head: of the network that draws a token.
+      buffer_size: class tokens in front of the image tokens.
+      patch_size: side of the square of latents that makes a token.
+      mlp_ratio: width inside the feed-forward layers, relative to the tower's.
+      dropout: on both branches of a block; the published code also drops attention weights and inside the MLP.
+      remat: what the backward pass recomputes in the towers.
+      dtype, param_dtype: of computation and of storage.
+    """
+
+    encoder: Tower = Tower()
+    decoder: Tower = Tower()
+    head: HeadSizes = HeadSizes(6)  # noqa: RUF009 - frozen
+    buffer_size: int = 64
+    patch_size: int = 1
+    mlp_ratio: float = 4.0
+    dropout: float = 0.1
+    remat: Remat = "none"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    param_dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        for name in ("buffer_size", "patch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"model.{name}={getattr(self, name)} must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"model.dropout={self.dropout} must lie in [0, 1)")
+
+    def block(self, tower: Tower) -> BlockSpec:
+        return BlockSpec(
+            num_heads=tower.num_heads,
+            head_dim=tower.width // tower.num_heads,
+            hidden=round(tower.width * self.mlp_ratio),
+            feed_forward="gelu",
+            bias="qkv",
+            out_bias=True,
+            dropout=self.dropout,
+            init=XAVIER,
+            out_init=XAVIER,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+        )
+
+
+class MaskedAutoencoder(nn.Module):
+    """Encoder, decoder and head over tokens of `channels` values.
+
+    Attributes:
+      num_tokens: of an image.
+      num_classes: labels are below it; `num_classes` itself is the null class.
+      head_channels: width of the head's output.
+    """
+
+    sizes: Sizes
+    num_tokens: int
+    channels: int
+    num_classes: int
+    head_channels: int
+
+    def setup(self):
+        sizes, types = self.sizes, dict(dtype=self.sizes.dtype, param_dtype=self.sizes.param_dtype)
+        encoder, decoder, length = sizes.encoder, sizes.decoder, sizes.buffer_size + self.num_tokens
+        table, row = logical(INIT, "length", "embed"), logical(INIT, "embed")
+        self.class_embedding = Embedding(self.num_classes + 1, encoder.width, ("classes", "embed"), INIT, **types)
+        self.token_projection = dense(encoder.width, "token_projection", (None, "embed"), **types)
+        self.encoder_positions = self.param("encoder_positions", table, (length, encoder.width), sizes.param_dtype)
+        self.token_norm = LayerNorm(**types)
+        self.encoder = Stack(sizes.block(encoder), encoder.num_layers, remat=sizes.remat)
+        self.encoder_norm = LayerNorm(**types)
+        self.decoder_projection = dense(decoder.width, "decoder_projection", ("embed", "mlp"), **types)
+        self.mask_token = self.param("mask_token", row, (decoder.width,), sizes.param_dtype)
+        self.decoder_positions = self.param("decoder_positions", table, (length, decoder.width), sizes.param_dtype)
+        self.decoder = Stack(sizes.block(decoder), decoder.num_layers, remat=sizes.remat)
+        self.decoder_norm = LayerNorm(**types)
+        self.head_positions = self.param("head_positions", table, (self.num_tokens, decoder.width), sizes.param_dtype)
+        self.head = DiffusionHead(sizes.head, self.head_channels, **types)
+
+    @typechecked
+    def __call__(
+        self,
+        tokens: Float[Array, "b m {self.channels}"],
+        positions: Int[Array, "b m"],
+        cond: Cond,
+        count: Int[Array, "b"] | None = None,
+        deterministic: bool = True,
+    ) -> Float[Array, "b n d"]:
+        """The vector z of every position, which conditions the head; float32.
+
+        Args:
+          tokens: the known ones, in any order.
+          positions: of each in the raster.
+          cond: "label".
+          count: only the first `count` tokens of each sample are known, None for all m.
+          deterministic: without dropout, which needs the stream "dropout".
+        """
+        z = self.decode(self.encode(tokens, positions, cond, count, deterministic), positions, count, deterministic)
+        if self.is_initializing():  # the head has parameters too
+            self.denoise(tokens[:, 0], jnp.zeros(len(tokens)), z[:, 0])
+        return z
+
+    def encode(
+        self,
+        tokens: Float[Array, "b m c"],
+        positions: Int[Array, "b m"],
+        cond: Cond,
+        count: Int[Array, "b"] | None = None,
+        deterministic: bool = True,
+    ) -> Float[Array, "b buffer+m e"]:
+        """Encoded buffer and tokens; those past `count` have no meaning."""
+        size = self.sizes.buffer_size
+        label = self.class_embedding(cond["label"])[:, None]
+        buffer = jnp.broadcast_to(label, (label.shape[0], size, label.shape[-1])) + self.encoder_positions[:size]
+        x = self.token_projection(tokens) + jnp.take(self.encoder_positions, size + positions, axis=0)
+        x = self.token_norm(jnp.concatenate([buffer, x], axis=1))
+        known = None if count is None else DynamicRanges.below(size + count, x.shape[1])
+        x, _ = self.encoder(x, dynamic=known, deterministic=deterministic)
+        return self.encoder_norm(x)
+
+    def decode(
+        self,
+        encoded: Float[Array, "b buffer+m e"],
+        positions: Int[Array, "b m"],
+        count: Int[Array, "b"] | None = None,
+        deterministic: bool = True,
+    ) -> Float[Array, "b n d"]:
+        """The vectors z, from what `encode` gave for tokens at these positions."""
+        size, n = self.sizes.buffer_size, self.num_tokens
+        x = self.decoder_projection(encoded)
+        if count is not None:  # a position outside the image is dropped by the scatter
+            positions = jnp.where(jnp.arange(positions.shape[1]) < count[:, None], positions, n)
+        tokens = jnp.broadcast_to(self.mask_token.astype(x.dtype), (x.shape[0], n, x.shape[-1]))
+        tokens = jax.vmap(lambda t, i, own: t.at[i].set(own, mode="drop"))(tokens, positions, x[:, size:])
+        x = jnp.concatenate([x[:, :size], tokens], axis=1) + self.decoder_positions.astype(x.dtype)
+        x, _ = self.decoder(x, deterministic=deterministic)
+        return self.decoder_norm(x)[:, size:].astype(jnp.float32) + self.head_positions
+
+    def denoise(
+        self, x: Float[Array, "r c"], t: Float[Array, "r"], z: Float[Array, "r d"]
+    ) -> Float[Array, "r {self.head_channels}"]:
+        """The head's output for noised tokens; see `DiffusionHead`."""
+        return self.head(x, t, z)
+
+
+@typechecked
+def patchify(latents: Float[Array, "b n c"], grid: tuple[int, int], patch: int) -> Float[Array, "b m o"]:
+    """Squares of `patch` x `patch` latents as tokens; channels are ordered (channel, row, column)."""
+    b, _, c = latents.shape
+    squares = latents.reshape(b, grid[0] // patch, patch, grid[1] // patch, patch, c)
+    return squares.transpose(0, 1, 3, 5, 2, 4).reshape(b, -1, c * patch**2)
+
+
+@typechecked
+def unpatchify(tokens: Float[Array, "b m o"], grid: tuple[int, int], patch: int) -> Float[Array, "b n c"]:
+    """The latents in raster order, from what `patchify` made of them."""
+    squares = tokens.reshape(len(tokens), grid[0] // patch, grid[1] // patch, -1, patch, patch)
+    return squares.transpose(0, 1, 4, 2, 5, 3).reshape(len(tokens), grid[0] * grid[1], -1)
