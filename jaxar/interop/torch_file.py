@@ -80,8 +80,7 @@ class _Archive:
         self._size = path.stat().st_size
         self._storages: dict[str, np.ndarray] = {}
         self._left = _COPIES * self._size
-        compressed = [i.filename for i in archive.infolist() if i.compress_type != zipfile.ZIP_STORED]
-        if compressed or sum(info.file_size for info in archive.infolist()) > self._size:
+        if sum(info.file_size for info in archive.infolist()) > self._size:
             raise self._refused("its members are compressed or overlap, which torch.save never does")
         pickles = [name for name in archive.namelist() if name.endswith("data.pkl") and name.count("/") <= 1]
         if len(pickles) != 1:

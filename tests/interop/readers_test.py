@@ -58,12 +58,20 @@ def test_names_that_differ_in_prefixes_alone_are_refused(tmp_path):
         readers.read(tmp_path / "x.safetensors")
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"text", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j", b"\x82\xa1x", b"PK\x03\x04broken"]
-)
-def test_other_and_damaged_files_are_one_error(content, tmp_path):
+LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j"  # how files of torch before 1.6 begin
+UNREADABLE = [
+    (b"", "x.pth is neither"),
+    (b"text", "x.pth is neither"),
+    (LEGACY, "x.pth is neither"),
+    (b"\x82\xa1x", "x.pth is no whole msgpack file"),
+    (b"PK\x03\x04broken", "x.pth cannot be read as a file of torch.save"),
+]
+
+
+@pytest.mark.parametrize("content, message", UNREADABLE)
+def test_other_and_damaged_files_are_one_error(content, message, tmp_path):
     (tmp_path / "x.pth").write_bytes(content)
-    with pytest.raises(ConfigError, match="x.pth"):
+    with pytest.raises(ConfigError, match=message):
         readers.read(tmp_path / "x.pth")
     with pytest.raises(ConfigError, match="is no file"):
         readers.read(tmp_path / "absent.pth")
