@@ -26,7 +26,8 @@ LAYERS = (
     ("cli", "parents"),
     ("experiment", "run", "backend"),
     ("meter", "evaluation"),
-    ("train", "sample", "evaluate", "encode", "list"),
+    ("interop",),
+    ("train", "sample", "evaluate", "encode", "convert", "list"),
 )
 # Commands that live in a package of a lower layer.
 COMMANDS = ("data.__main__", "metrics.train_classifier")

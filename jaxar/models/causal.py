@@ -28,7 +28,8 @@ class Sizes:
 
     Attributes:
       num_kv_heads: heads of keys and values (grouped queries), None for `num_heads`.
-      hidden_multiple: the SwiGLU layer is 8/3 of the width, rounded up to a multiple of this.
+      hidden_factor: the SwiGLU layer is so many times 8/3 of the width,
+      hidden_multiple: rounded up to a multiple of this.
       prefix_rotary: rotary rows of the condition tokens: "zero" wipes their queries and keys out, as LlamaGen's weights
         expect; "identity" leaves them unrotated, which lets text tokens attend by content.
       dropout: on embedded tokens and on both branches of a block.
@@ -41,6 +42,7 @@ class Sizes:
     width: int = 768
     num_heads: int = 12
     num_kv_heads: int | None = None
+    hidden_factor: float = 1.0
     hidden_multiple: int = 256
     rotary_base: float = 10_000.0
     prefix_rotary: Literal["zero", "identity"] = "zero"
@@ -73,7 +75,8 @@ class Sizes:
 
     @property
     def hidden(self) -> int:
-        return -(-(8 * self.width // 3) // self.hidden_multiple) * self.hidden_multiple
+        wanted = int(self.hidden_factor * (8 * self.width // 3))
+        return -(-wanted // self.hidden_multiple) * self.hidden_multiple
 
     def block(self) -> BlockSpec:
         return BlockSpec(

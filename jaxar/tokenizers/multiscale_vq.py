@@ -24,7 +24,7 @@ from jaxar.tokenizers import _code_use
 from jaxar.tokenizers._autoencoder import Autoencoder, Dtype, grid_side
 from jaxar.tokenizers._code_use import DEFAULT_GUARD, CodeGuard
 from jaxar.tokenizers.base import ImageSpec, Reconstruction, Tokens, TokenSpec
-from jaxar.typing import Array, Float, Int, Key, Params, Variables, typechecked
+from jaxar.typing import Array, Float, Int, Key, Metrics, Params, Variables, typechecked
 
 KERNEL = 3  # window of phi and of the convolutions around the quantizer
 OFFICIAL_STACK = ConvStack(160, (1, 1, 2, 2, 4))
@@ -40,7 +40,7 @@ class Config:
       stack: sizes of encoder and decoder.
       scales: side of each token map, coarse to fine; the last is the grid of the encoder.
       num_phi: convolutions phi; 1 shares one over all scales, as many as scales gives each its own, a number between
-        shares each among neighbouring scales.
+        shares each among neighbouring scales. With more of them than scales some serve none, as in published code.
       phi_ratio: r in phi(x) = (1 - r) x + r conv(x).
       beta: weight of the commitment loss against the codebook loss.
       guard: against dead codes.
@@ -65,8 +65,8 @@ class Config:
             raise ConfigError(
                 f"tokenizer.scales={self.scales} must be at least two growing sides; for one scale use tokenizer 'vq'"
             )
-        if not 1 <= self.num_phi <= len(self.scales):
-            raise ConfigError(f"tokenizer.num_phi={self.num_phi} must lie in [1, {len(self.scales)}], the scales")
+        if self.num_phi < 1:
+            raise ConfigError(f"tokenizer.num_phi={self.num_phi} must be at least 1; 1 shares one phi over all scales")
         if not 0 < self.phi_ratio <= 1:
             raise ConfigError(f"tokenizer.phi_ratio={self.phi_ratio} must lie in (0, 1]")
 
@@ -177,16 +177,21 @@ class MultiscaleVQ:
     def reconstruct(
         self, variables: Variables, images: Float[Array, "b h w c"], key: Key | None, train: bool
     ) -> Reconstruction:
-        c, stop = self.config, jax.lax.stop_gradient
-        features = self.features(variables, images)
+        c, features = self.config, self.features(variables, images)
         residual = self.residual(variables, features)
-        terms = {
-            "codebook_loss": jnp.mean((residual.sums - stop(features)) ** 2),
-            "commitment_loss": c.beta * jnp.mean((stop(residual.sums) - features) ** 2),
-        }
+        terms = self.terms(features, residual.sums)
         reconstruction = self.decode_features(variables, quantize.straight_through(features, residual.sums[-1]))
         use = _code_use.observe(variables, residual.ids, residual.targets, self.spec, c.guard, train)
         return Reconstruction(reconstruction, sum(terms.values()), terms | use.metrics, use.collections)
+
+    @typechecked
+    def terms(self, features: Float[Array, "b gh gw e"], sums: Float[Array, "s b gh gw e"]) -> Metrics:
+        """Weighted losses of the code space by name: how far `f_hat` is from the features, averaged over scales."""
+        stop = jax.lax.stop_gradient
+        return {
+            "codebook_loss": jnp.mean((sums - stop(features)) ** 2),
+            "commitment_loss": self.config.beta * jnp.mean((stop(sums) - features) ** 2),
+        }
 
     def project(self, params: Params, collections: dict[str, Any], key: Key) -> tuple[Params, dict[str, Any]]:
         return _code_use.project(params, collections, self.spec, self.config.guard, key)

@@ -7,7 +7,7 @@ Golden: llamagen_vq16
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from jaxar.tokenizers import _code_use
 from jaxar.tokenizers._autoencoder import Autoencoder, Dtype, grid_side
 from jaxar.tokenizers._code_use import DEFAULT_GUARD, CodeGuard
 from jaxar.tokenizers.base import ImageSpec, Reconstruction, Tokens, TokenSpec
-from jaxar.typing import Array, Float, Int, Key, Params, Variables, typechecked
+from jaxar.typing import Array, Float, Int, Key, Metrics, Params, Variables, typechecked
 
 OFFICIAL_STACK = ConvStack(128, (1, 1, 2, 2, 4))
 
@@ -53,6 +53,21 @@ class Config:
         for name in ("vocab_size", "code_channels", "latent_channels"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"tokenizer.{name}={getattr(self, name)} must be at least 1")
+
+
+class Coded(NamedTuple):
+    """Quantized features.
+
+    Attributes:
+      features: of unit length.
+      ids, codes: the nearest codes, and what they are.
+      terms: weighted losses of the code space, by name.
+    """
+
+    features: Float[Array, "b gh gw e"]
+    ids: Int[Array, "b gh gw"]
+    codes: Float[Array, "b gh gw e"]
+    terms: Metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,23 +121,28 @@ class VQ:
     def reconstruct(
         self, variables: Variables, images: Float[Array, "b h w c"], key: Key | None, train: bool
     ) -> Reconstruction:
-        c, codebook = self.config, _codebook(variables["params"])
-        features = quantize.l2_normalize(self.features(variables, images))
+        c, coded = self.config, self.code(variables, self.features(variables, images))
+        reconstruction = self.decode_features(variables, quantize.straight_through(coded.features, coded.codes))
+        flat, seen = (images.shape[0], -1), jax.lax.stop_gradient(coded.features)
+        use = _code_use.observe(
+            variables, coded.ids.reshape(flat), seen.reshape(*flat, c.code_channels), self.spec, c.guard, train
+        )
+        return Reconstruction(reconstruction, sum(coded.terms.values()), coded.terms | use.metrics, use.collections)
+
+    @typechecked
+    def code(self, variables: Variables, features: Float[Array, "b gh gw e"]) -> Coded:
+        """Quantizes the encoder's features, with the loss terms of the code space."""
+        c, codebook, stop = self.config, _codebook(variables["params"]), jax.lax.stop_gradient
+        features = quantize.l2_normalize(features)
         ids = quantize.nearest(features, codebook)
         codes = quantize.lookup(codebook, ids)
-        stop = jax.lax.stop_gradient
         terms = {
             "codebook_loss": jnp.mean((codes - stop(features)) ** 2),
             "commitment_loss": c.beta * jnp.mean((stop(codes) - features) ** 2),
         }
         if c.entropy_weight:
             terms["entropy_loss"] = c.entropy_weight * quantize.entropy_loss(features, codebook)
-        reconstruction = self.decode_features(variables, quantize.straight_through(features, codes))
-        flat = (features.shape[0], -1)
-        use = _code_use.observe(
-            variables, ids.reshape(flat), stop(features).reshape(*flat, c.code_channels), self.spec, c.guard, train
-        )
-        return Reconstruction(reconstruction, sum(terms.values()), terms | use.metrics, use.collections)
+        return Coded(features, ids, codes, terms)
 
     def project(self, params: Params, collections: dict[str, Any], key: Key) -> tuple[Params, dict[str, Any]]:
         return _code_use.project(params, collections, self.spec, self.config.guard, key)

@@ -173,7 +173,7 @@ def test_other_image_sizes(size, levels, scales):
         ({"scales": (1, 2, 3)}, "tokenizer.scales=(1, 2, 3) must end at 4"),
         ({"scales": (4,)}, "use tokenizer 'vq'"),
         ({"scales": (1, 3, 2, 4)}, "growing"),
-        ({"num_phi": 5}, "tokenizer.num_phi=5"),
+        ({"num_phi": 0}, "tokenizer.num_phi=0"),
         ({"phi_ratio": 0.0}, "tokenizer.phi_ratio=0.0"),
         ({"code_channels": 0}, "tokenizer.code_channels=0"),
     ],

@@ -1,0 +1,130 @@
+"""Every fixture in tests/golden whose family is known, recomputed; and fixtures that were tampered with.
+
+A failure here means that released weights no longer give the published numbers. What may change legitimately:
+parameter paths (then change the family's table), the order of float operations (within the stored tolerance). Ids may
+never change.
+"""
+
+import json
+import pathlib
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from jaxar import cli, lookup
+from jaxar.interop import base, check, fixtures, safetensors_file
+
+GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
+pytestmark = pytest.mark.golden
+
+
+def known():
+    """Fixtures by name, of the families that there are."""
+    families = lookup.names(base.PACKAGE)
+    described = {path.stem: json.loads(path.read_text()) for path in sorted(GOLDEN.glob("*.json"))}
+    return [name for name, meta in described.items() if meta.get("family") in families]
+
+
+@pytest.mark.parametrize("name", known())
+def test_our_networks_and_samplers_give_the_official_numbers(name):
+    fixture = fixtures.read(GOLDEN / f"{name}.safetensors")
+    rows = check.check(fixture)
+    assert not [row for row in rows if not row.passed]
+    weights = {f"param/{model}" for model in fixture.models}
+    assert {row.output for row in rows} == weights | {output.name for output in fixture.outputs}
+
+
+def test_every_family_has_a_fixture():
+    families = {json.loads((GOLDEN / f"{name}.json").read_text())["family"] for name in known()}
+    assert families == set(lookup.names(base.PACKAGE))
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A copy of a fixture with its cheapest outputs; returns its path, arrays and description."""
+    meta = json.loads((GOLDEN / "llamagen_c2i_d2.json").read_text())
+    cheap = ("in/idx", "in/cond_with_uncond", "out/logits")
+    meta["tensors"] = {name: meta["tensors"][name] for name in cheap}
+    path = tmp_path / "small.safetensors"
+    shutil.copy(GOLDEN / "llamagen_c2i_d2.safetensors", path)
+
+    def write(change=lambda arrays, meta: None):
+        arrays = safetensors_file.read(GOLDEN / "llamagen_c2i_d2.safetensors")
+        change(arrays, meta)
+        safetensors_file.write(path, arrays)
+        path.with_suffix(".json").write_text(json.dumps(meta))
+        return path
+
+    return write
+
+
+def command(capsys, *argv):
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        cli.main(check.command, [str(a) for a in argv])
+    return stop.value.code, *capsys.readouterr()
+
+
+def test_the_command_passes_and_prints_a_row_per_output(small, capsys):
+    code, out, _ = command(capsys, small(), "--json")
+    result = json.loads(out)
+    assert code == 0 and result["passed"]
+    rows = result["fixtures"][0]["rows"]
+    assert [row["output"] for row in rows] == ["param/gpt", "out/logits"]
+    assert rows[1]["error_over_std"] < 1e-5
+
+
+def test_a_fixture_that_cannot_be_checked_does_not_hide_the_others(small, tmp_path, capsys):
+    code, out, err = command(capsys, tmp_path / "absent.safetensors", small(), "--json")
+    assert code == 2 and "absent.safetensors is no file" in err
+    assert [result["passed"] for result in json.loads(out)["fixtures"]] == [False, True]
+
+
+def test_a_perturbed_weight_fails(small, capsys):
+    def perturb(arrays, meta):
+        arrays["param/gpt/norm.weight"] = arrays["param/gpt/norm.weight"] * np.float32(1.001)
+
+    code, out, _ = command(capsys, small(perturb))
+    assert code == 1
+    assert "FAILED" in out and "param/gpt" in out
+
+
+def test_a_perturbed_output_fails(small, capsys):
+    def perturb(arrays, meta):
+        arrays["out/logits"] = arrays["out/logits"] + np.float32(1e-3) * (np.arange(64) == 5)
+
+    code, out, _ = command(capsys, small(perturb), "--json")
+    assert code == 1 and not json.loads(out)["passed"]
+
+
+MISTAKES = {
+    "a family": (lambda a, m: m.update(family="vra"), "unknown family 'vra'.*did you mean 'var'"),
+    "a function": (
+        lambda a, m: m["tensors"]["out/logits"]["call"].update(fn="forwards"),
+        "unknown function of family 'llamagen_c2i' 'forwards'.*did you mean 'forward'",
+    ),
+    "a part": (lambda a, m: m["tensors"]["out/logits"].update(part="logit"), "unknown part of forward 'logit'"),
+    "an option": (
+        lambda a, m: m["models"]["gpt"]["constructor"].update(n_layers=3),
+        "unknown key 'gpt.n_layers'.*did you mean 'gpt.n_layer'",
+    ),
+    "weights": (
+        lambda a, m: a.update({"param/gpt/more": a.pop("param/gpt/norm.weight")}),
+        "does not fit its architecture: missing: norm.weight; unknown: more",
+    ),
+    "a tolerance": (
+        lambda a, m: m["tensors"]["out/logits"]["tolerance"].update(kind="close"),
+        "unknown kind of tolerance 'close'",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", MISTAKES)
+def test_what_a_fixture_says_wrongly_is_one_line(what, small, capsys):
+    change, message = MISTAKES[what]
+    code, _, err = command(capsys, small(change))
+    assert code == 2 and err.count("\n") == 1
+
+    assert re.search(message, err)
