@@ -2,7 +2,7 @@
 # Trains on several hosts without a scheduler; the same line runs on every host, with its own --rank:
 #
 #   bash launch/multihost_gpu.sh --coordinator=HOST0:1234 --hosts=2 --rank=0 -- \
-#     python -m jaxar.train --config=configs/ar_imagenet256_b.py --workdir=/shared/ar
+#     python -m jaxar.train --config=configs/ar_imagenet256.py --workdir=/shared/ar
 #
 # All hosts need the same checkout and a shared --workdir. A failed or preempted run is started again and resumes; see
 # launch/rerun.sh, which also takes the options --restarts and --delay.

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains on the nodes of a Slurm job; sbatch options on the command line override those below:
 #
-#   sbatch --nodes=4 launch/slurm.sh python -m jaxar.train --config=configs/ar_imagenet256_b.py --workdir=/shared/ar
+#   sbatch --nodes=4 launch/slurm.sh python -m jaxar.train --config=configs/ar_imagenet256.py --workdir=/shared/ar
 #
 # Submit from the checkout. The default is one process per GPU; --ntasks-per-node=1 gives one process all GPUs of its
 # node. Before the time limit Slurm sends SIGTERM: training saves and exits with 75, and the job is queued again and

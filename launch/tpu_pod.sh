@@ -2,7 +2,7 @@
 # Trains on all hosts of a TPU pod slice, from any machine with gcloud:
 #
 #   bash launch/tpu_pod.sh --name=MY_TPU --zone=us-central2-b --dir=jaxar -- \
-#     .venv/bin/python -m jaxar.train --config=configs/ar_imagenet256_b.py --workdir=/shared/ar
+#     .venv/bin/python -m jaxar.train --config=configs/ar_imagenet256.py --workdir=/shared/ar
 #
 # Every host must hold the checkout with its environment in --dir, and see the same --workdir. A failed or preempted run
 # is started again on each host and resumes, see launch/rerun.sh; a slice that was taken away must be created again

@@ -25,6 +25,24 @@ def arguments(name):
     return ("", *re.search("known: (.*)", str(error.value))[1].split(", "))
 
 
+# Published numbers of parameters, in millions; those above a thousand were rounded, or cut, to hundreds.
+PUBLISHED = {
+    ("ar_imagenet256", ""): 111,
+    ("ar_imagenet256", "l"): 343,
+    ("ar_imagenet384", ""): 343,
+    ("ar_imagenet384", "xl"): 775,
+    ("ar_imagenet384", "xxl"): 1_400,
+    ("ar_imagenet384", "3b"): 3_100,
+    ("mar_imagenet256", ""): 208,
+    ("mar_imagenet256", "l"): 479,
+    ("mar_imagenet256", "h"): 943,
+    ("next_scale_imagenet256", ""): 310,
+    ("next_scale_imagenet256", "d20"): 600,
+    ("next_scale_imagenet256", "d24"): 1_000,
+    ("next_scale_imagenet256", "d30"): 2_000,
+    ("next_scale_imagenet512", ""): 2_300,
+}
+
 CASES = [pytest.param(name, arg, id=f"{name}:{arg}") for name in CONFIGS for arg in arguments(name)]
 
 
@@ -84,8 +102,12 @@ def test_configurations_build(name, arg, build):
     assert all(leaf.sharding.mesh == mesh for leaf in jax.tree.leaves(shapes))
     counts = {player: _count(shapes.players[player].params) for player in method.players()}
     assert min(counts.values()) > 0
+    count = next(iter(counts.values()))
     if arg == "":
-        _compare_with_docstring(name, next(iter(counts.values())))
+        _compare_with_docstring(name, count)
+    if (name, arg) in PUBLISHED:
+        published = PUBLISHED[name, arg]
+        assert count / 1e6 == pytest.approx(published, abs=1 if published < 1_000 else 60), f"{count:,}"
     if arg == "smoke":
         assert sum(counts.values()) < 1_000_000
 
