@@ -3,7 +3,7 @@
 Command: python -m jaxar.train --config=configs/multiscale_vq_imagenet256.py --workdir=DIR --config.data.root=IMAGENET
   A perceptual loss needs weights that you have:
   --config.method.perceptual.weight=1.0 --config.method.perceptual.weights=LPIPS_VGG16.safetensors
-Cost: 40 epochs of ImageNet; time not measured, no accelerator was at hand.
+Cost: 40 epochs of ImageNet; not timed.
 Expected: nothing published to compare with: VAR's tokenizer was trained on OpenImages by a recipe that was not
   released; losses and optimizer here are LlamaGen's.
 """

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from jaxar.config import ConfigError
@@ -139,7 +140,7 @@ class Checkpoints:
                 number = len(list(folder.iterdir()))
                 (self.directory / str(step)).rename(folder / f"{step}.{number}")
         if jax.process_count() > 1:
-            jax.experimental.multihost_utils.sync_global_devices("damaged checkpoints set aside")
+            multihost_utils.sync_global_devices("damaged checkpoints set aside")
         self._orbax.close()
         self._orbax = self._open()
 
@@ -225,15 +226,24 @@ def _load_verified(directory: pathlib.Path, step: int, targets: dict[str, Any]) 
             record = checkpointer.load_checkpointables(step, {_RECORD: None})[_RECORD]
             _check_match(directory / str(step), targets, record)
             loaded = checkpointer.load_checkpointables(step, targets)
+        error = None
     except ConfigError:
         raise
-    except Exception as error:
-        raise DamagedCheckpointError(f"checkpoint {directory / str(step)} is damaged: {_cause(error)}") from error
+    except Exception as caught:
+        error = caught
+    if not _agreed(error is None):
+        cause = "another process cannot read it" if error is None else _cause(error)
+        raise DamagedCheckpointError(f"checkpoint {directory / str(step)} is damaged: {cause}") from error
     wrong = [name for name, mark in fingerprints(loaded).items() if mark != record[name]["fingerprint"]]
     if wrong:
         names = ", ".join(wrong[:3]) + (" ..." if len(wrong) > 3 else "")
         raise DamagedCheckpointError(f"checkpoint {directory / str(step)} is damaged: {names} changed on disk")
     return loaded
+
+
+def _agreed(good: bool) -> bool:
+    """Whether it went well in every process: damage that one alone sees must not part it from the others."""
+    return good if jax.process_count() == 1 else bool(np.all(multihost_utils.process_allgather(np.array(good))))
 
 
 def _check_match(path: pathlib.Path, targets: dict[str, Any], record: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+import jax
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -84,7 +85,9 @@ def main(command: Callable[[list[str]], int | None], argv: Sequence[str] | None 
 
 
 def emit(result: dict[str, Any], text: str, as_json: bool) -> None:
-    """The command's result on stdout: `text` for people, one JSON object for programs."""
+    """The command's result on stdout, once for all processes: `text` for people, one JSON object for programs."""
+    if jax.process_index():
+        return
     print(json.dumps(result, default=_jsonable) if as_json else text)
     sys.stdout.flush()
 

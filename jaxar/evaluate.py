@@ -15,6 +15,7 @@ import json
 import pathlib
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxar import backend, cli, partition, run, sampling, settings, workdir
@@ -24,6 +25,8 @@ from jaxar.evaluation import Validation
 from jaxar.metrics import classifier, protocol
 from jaxar.metrics import reference as references
 from jaxar.tokenizers.base import Encoder
+
+SEEDS = (0, 1, 2)
 
 
 def evaluate_generator(
@@ -79,7 +82,7 @@ def validate(opened: run.Run) -> dict[str, float]:
     frozen = "tokenizer" in opened.variables and "tokenizer" not in opened.method.players()
     prepare = Encoder(opened.task.tokenizer) if frozen and config.cache is None else None
     size = parse(settings.EvalConfig, opened.config.get("eval") or {}, "eval").batch_size
-    ways = opened.mesh.shape["data"] * opened.mesh.shape["fsdp"]
+    ways = partition.batch_ways(opened.mesh)
     size = -(-size // ways) * ways  # the mesh of the training may have been another
     batches = loader.eval_batches(config, "test", batch_size=size, mesh=opened.mesh)
     return Validation(opened.method, prepare)(opened.variables, batches)
@@ -127,7 +130,7 @@ def command(argv: list[str]) -> None:
         "--num", type=cli.integer(1), metavar="N", help="samples per seed; default: as the reference's training split"
     )
     parser.add_argument(
-        "--seeds", type=_seeds, default="0,1,2", help="comma-separated seeds of the samples (default 0,1,2)"
+        "--seeds", type=_seeds, metavar="S,...", help="comma-separated seeds of the samples (default 0,1,2)"
     )
     parser.add_argument("--batch_size", type=cli.integer(1), default=64, help="images drawn at once")
     parser.add_argument("--step", type=int, help="checkpoint; default: best by metric if one was kept, else newest")
@@ -143,13 +146,18 @@ def command(argv: list[str]) -> None:
 
 def _evaluate_samples(args: argparse.Namespace) -> dict[str, Any]:
     reference = references.load(args.reference, args.features, args.data_dir)
-    return {"samples": args.samples, **evaluate_file(pathlib.Path(args.samples), reference, args.seeds[0])}
+    return {"samples": args.samples, **evaluate_file(pathlib.Path(args.samples), reference, (args.seeds or SEEDS)[0])}
 
 
 def _evaluate_workdir(args: argparse.Namespace) -> dict[str, Any]:
     opened = run.load(args.workdir, step=args.step, ema=args.ema, mesh=partition.make_mesh(), role="--workdir")
     identity = {"workdir": args.workdir, "step": opened.step, "ema": opened.ema}
     if opened.options is None:
+        for option in ("num", "seeds"):
+            if getattr(args, option) is not None:
+                raise ConfigError(
+                    f"--{option}: {args.workdir!r} holds a tokenizer, which is evaluated on the test split"
+                )
         result = evaluate_tokenizer(opened, _feature_network(args), args.batch_size)
     else:
         reference = references.load(args.reference, args.features, args.data_dir)
@@ -157,16 +165,17 @@ def _evaluate_workdir(args: argparse.Namespace) -> dict[str, Any]:
             opened,
             reference,
             num=args.num,
-            seeds=args.seeds,
+            seeds=args.seeds or SEEDS,
             batch_size=args.batch_size,
             options=cli.given_options(args, type(opened.options)),
         )
     stored = identity | result
     name = hashlib.sha256(json.dumps([vars(args), identity], default=str, sort_keys=True).encode()).hexdigest()[:8]
     folder = opened.workdir / "evaluations"
-    folder.mkdir(exist_ok=True)
     file = folder / f"{pathlib.Path(args.reference).stem}_step{opened.step}_{name}.json"
-    workdir.write_json(file, stored)
+    if jax.process_index() == 0:
+        folder.mkdir(exist_ok=True)
+        workdir.write_json(file, stored)
     return stored | {"file": str(file)}
 
 

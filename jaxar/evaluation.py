@@ -107,13 +107,13 @@ class Validation:
         self, variables: dict[str, Variables], batches: Iterator[Batch], max_batches: int | None = None
     ) -> dict[str, float]:
         """Means over the valid examples of at most `max_batches` batches."""
-        parts, weights = [], []
+        parts, counts = [], []
         for index, batch in enumerate(itertools.islice(batches, max_batches)):
             valid = batch.pop("valid")
             parts.append(self._measure(variables, batch, valid, jax.random.fold_in(jax.random.key(0), index)))
-            weights.append(int(jnp.sum(valid)))
+            counts.append(int(jnp.sum(valid)))
         parts = jax.device_get(parts)
-        return {name: float(np.average([part[name] for part in parts], weights=weights)) for name in parts[0]}
+        return {name: float(np.average([part[name] for part in parts], weights=counts)) for name in parts[0]}
 
 
 def _measure(

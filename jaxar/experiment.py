@@ -54,7 +54,7 @@ def prepare(config: dict[str, Any], folder: pathlib.Path) -> Setup:
     workdir.check_same_run(folder, config)
     make_folder(folder, "--workdir")
     info = datasets.info(data)
-    adopted = {name: parents.adopt(folder, name, p, mesh) for name, p in parents.sections(config).items()}
+    adopted = {name: parents.adopt(folder, name, p, mesh) for name, p in parents.sections(config, folder).items()}
     if jax.process_count() > 1:  # process 0 wrote what the others read next
         multihost_utils.sync_global_devices("parents are adopted")
     described = describe(config, info, adopted)
@@ -106,7 +106,7 @@ def check_relations(train: settings.TrainConfig, evals: settings.EvalConfig, mes
 
 
 def _check_batches(train: settings.TrainConfig, evals: settings.EvalConfig, mesh: Mesh) -> None:
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    ways = partition.batch_ways(mesh)
     micro = train.batch_size // train.accumulate
     if micro % ways:
         raise ConfigError(

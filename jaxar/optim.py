@@ -28,7 +28,7 @@ class Schedule:
         "infinite" stays at 1 until `anneal_start`, then decays to `end` over `anneal_steps` with 1 - sqrt; without
         `anneal_start` it never ends, and a run that starts from its checkpoint with
         `init_from.state=True` and `anneal_start` set is the anneal branch.
-      warmup_steps: length of the warm-up.
+      warmup_steps: length of the warm-up; `warmup_init` and `end` are factors of the learning rate.
     """
 
     name: Literal["constant", "cosine", "linear", "infinite"] = "cosine"
@@ -40,6 +40,12 @@ class Schedule:
     anneal_steps: int = 0
 
     def __post_init__(self):
+        if self.warmup_steps < 0:
+            raise ConfigError(f"optim.schedule.warmup_steps={self.warmup_steps} must be at least 0")
+        if not 0 <= self.warmup_init <= 1:
+            raise ConfigError(
+                f"optim.schedule.warmup_init={self.warmup_init} must lie in [0, 1], a factor of the learning rate"
+            )
         if not 0 <= self.end <= 1:
             raise ConfigError(f"optim.schedule.end={self.end} must lie in [0, 1], a factor of the learning rate")
         if not 0 <= self.flat < 1:
@@ -76,7 +82,7 @@ class OptimConfig:
       ema: decays of the exponential averages to keep, per update.
       spike: refuse an update whose gradient norm exceeds this multiple of the running mean, None for never.
         Non-finite losses and gradients are always refused.
-      max_bad_steps: refused updates in a row that stop the run.
+      max_bad_steps: refused updates in a row that stop the run, once figures are logged (`train.log_every`).
     """
 
     name: Literal["adamw", "lion", "sgd"] = "adamw"
@@ -96,6 +102,15 @@ class OptimConfig:
             raise ConfigError(f"optim.learning_rate={self.learning_rate} must be positive")
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ConfigError(f"optim.clip_norm={self.clip_norm} must be positive; None switches clipping off")
+        for name in ("b1", "b2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"optim.{name}={getattr(self, name)} must lie in [0, 1)")
+        if self.eps <= 0:
+            raise ConfigError(f"optim.eps={self.eps} must be positive")
+        if self.weight_decay < 0:
+            raise ConfigError(f"optim.weight_decay={self.weight_decay} must be at least 0, which switches decay off")
+        if self.max_bad_steps < 1:
+            raise ConfigError(f"optim.max_bad_steps={self.max_bad_steps} must be at least 1")
         for decay in self.ema:
             if not 0 < decay < 1:
                 raise ConfigError(f"optim.ema={self.ema} must hold decays in (0, 1)")

@@ -16,17 +16,18 @@ from jaxar.typing import Variables
 NAMES = ("tokenizer", "teacher")
 
 
-def sections(config: Mapping[str, Any]) -> dict[str, settings.Parent]:
-    """The parents that a configuration names. A teacher's tokenizer is the child's unless it names its own."""
+def sections(config: Mapping[str, Any], child: pathlib.Path) -> dict[str, settings.Parent]:
+    """The parents of the workdir `child`. A teacher's tokenizer is the child's unless its configuration names one."""
     named = {}
     for name in NAMES:
         section = config.get(name) or {}
         if "from_" in section or (name == "teacher" and section):  # a tokenizer may also be trained here
             named[name] = parse(settings.Parent, section, name)
     if "teacher" in named and not config.get("tokenizer"):
-        inherited = pathlib.Path(named["teacher"].from_) / "parents" / "tokenizer"
-        if inherited.exists():
-            named["tokenizer"] = settings.Parent(named["teacher"].from_)
+        origin = named["teacher"].from_
+        # The teacher's workdir may be gone once the child has its copy.
+        if any((folder / "parents" / "tokenizer").exists() for folder in (child, pathlib.Path(origin))):
+            named["tokenizer"] = settings.Parent(origin)
     return named
 
 

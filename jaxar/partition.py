@@ -169,11 +169,16 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, resolve(("batch",)))
 
 
+def batch_ways(mesh: Mesh) -> int:
+    """Into how many parts a batch is cut; batch sizes are multiples of it."""
+    return _size(RULES["batch"], mesh)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
 @functools.cache
 def single_device_mesh() -> Mesh:
-    """The mesh of one device, for notebooks and tests."""
-    return make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    """The mesh of one device of this process, for notebooks, tests and work that processes share out by files."""
+    return make_mesh(MeshConfig(data=1), jax.local_devices()[:1])

@@ -61,7 +61,7 @@ class Run:
 
     def reconstruct(self, images: Array) -> np.ndarray:
         """Images through the tokenizer and back. images: [b h w c] in [-1, 1]; returns uint8."""
-        return np.asarray(sampling.reconstruct(self.task.tokenizer, self.variables["tokenizer"], images))
+        return sampling.to_host(sampling.reconstruct(self.task.tokenizer, self.variables["tokenizer"], images))
 
 
 def load(

@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import pathlib
 import shutil
+import zipfile
 from typing import Any
 
 import jax
@@ -93,10 +94,17 @@ def _claim(
 
 
 def _combine(parts: pathlib.Path, labels: np.ndarray, out: pathlib.Path) -> None:
-    images = np.concatenate([np.load(part) for part in sorted(parts.glob("*.npy"))])
+    """Writes the parts one after the other: large sets of images need not fit into memory."""
+    batches = [np.load(part, mmap_mode="r") for part in sorted(parts.glob("*.npy"))]
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(labels), *batches[0].shape[1:])}
     partial = out.with_name(out.name + ".tmp")
-    with partial.open("wb") as file:
-        np.savez(file, arr_0=images, arr_1=labels)
+    with zipfile.ZipFile(partial, "w") as archive:  # what np.savez writes
+        with archive.open("arr_0.npy", "w", force_zip64=True) as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for batch in batches:
+                file.write(batch)
+        with archive.open("arr_1.npy", "w") as file:
+            np.lib.format.write_array(file, labels)
     partial.replace(out)
     shutil.rmtree(parts)
 
@@ -131,6 +139,8 @@ def command(argv: list[str]) -> None:
         raise ConfigError(f"--workdir={args.workdir!r} holds a tokenizer, which does not sample; use jaxar.evaluate")
     if args.caption and opened.task.text is None:
         raise ConfigError(f"--caption={args.caption[0]!r}: this model is conditioned on classes; use --class_id")
+    if args.class_id is not None and opened.task.text is not None:
+        raise ConfigError(f"--class_id={args.class_id}: this model is conditioned on text; use --caption")
     options = cli.given_options(args, cls)
     labels = _labels(args, opened)
     cond = sampling.conditions(opened.task, labels, args.caption or opened.captions)

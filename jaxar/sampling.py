@@ -91,7 +91,7 @@ class Sampler:
         self, variables: dict[str, Variables], cond: dict[str, np.ndarray], ids: np.ndarray, seed: int
     ) -> Iterator[tuple[slice, np.ndarray]]:
         """The same batch by batch: (rows, images)."""
-        ways = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
+        ways = partition.batch_ways(self._mesh)
         size = min(self.batch_size or len(ids), len(ids))
         size = -(-size // ways) * ways
         for start in range(0, len(ids), size):

@@ -218,8 +218,7 @@ def command(argv: list[str]) -> int:
         "finished": finished,
         "step": checkpoints.list_saved(folder / "checkpoints")[-1].step,
     }
-    if jax.process_index() == 0:
-        cli.emit(result, f"{'finished' if finished else 'stopped'} at step {result['step']}: {folder}", args.json)
+    cli.emit(result, f"{'finished' if finished else 'stopped'} at step {result['step']}: {folder}", args.json)
     return 0 if finished else cli.PREEMPTED
 
 

@@ -56,22 +56,26 @@ def train_step(
     for index, loss in enumerate(plan.method.losses()):
         if loss.name not in active:
             continue
-        seen = before if plan.method.simultaneous else players
+        prior = dict(players)
+        seen = before if plan.method.simultaneous else prior
         loss_key = jax.random.fold_in(key, index)
         value, aux, grads = _gradients(loss, seen, frozen, batch, loss_key, state.step, plan)
         metrics |= {f"train/{k}": v for k, v in aux.metrics.items()} | {f"train/{loss.name}": value}
         total += value
-        finite = jnp.isfinite(value)
         for name, new in aux.collections.items():
-            old = {k: players[name].aux[k] for k in new}
-            kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)  # noqa: B023 - called at once
-            players[name] = players[name].replace(aux=players[name].aux | kept)
+            players[name] = players[name].replace(aux=players[name].aux | new)
+        accepted = finite = jnp.isfinite(value)
         for name in loss.updates:
             project_key = jax.random.fold_in(loss_key, 1 << 20)
-            players[name], stats = _update(
-                players[name], seen[name].aux, grads[name], finite, state.step, project_key, plan, name
+            players[name], good, stats = _update(
+                players[name], prior[name].aux, grads[name], finite, state.step, project_key, plan, name
             )
+            accepted &= good
             metrics |= {f"{stat}/{name}": v for stat, v in stats.items()}
+        for name in aux.collections:
+            if name not in loss.updates:  # what a bad batch put into the others goes with the refused updates
+                kept = _select(accepted, players[name].aux, prior[name].aux)
+                players[name] = players[name].replace(aux=kept)
     metrics["train/loss"] = total
     return TrainState(state.step + 1, players), metrics
 
@@ -130,8 +134,12 @@ def _update(
     key: Key,
     plan: Plan,
     name: str,
-) -> tuple[PlayerState, Metrics]:
-    """One optimizer update, refused as a whole if the loss or gradients are not finite or spike."""
+) -> tuple[PlayerState, Bool[Array, ""], Metrics]:
+    """One optimizer update, refused as a whole if the loss or gradients are not finite or spike.
+
+    Returns:
+      The player, whether the update was accepted, and its figures.
+    """
     optimizer, spec = plan.optimizers[name], plan.method.players()[name]
     norm = optax.tree.norm(grads)
     good = finite & jnp.isfinite(norm)
@@ -158,7 +166,7 @@ def _update(
     # A refused update leaves no trace: the statistics that a bad batch put into `aux` go too.
     guard = Guard(player.guard.skipped + 1, player.guard.streak + 1, player.guard.norm)
     refused = player.replace(aux=prior_aux, guard=guard)
-    result = jax.tree.map(lambda new, old: jnp.where(good, new, old), updated, refused)
+    result = _select(good, updated, refused)
     metrics = {
         "train/grad_norm": norm,
         "train/param_norm": optax.tree.norm(result.params),
@@ -167,4 +175,8 @@ def _update(
         "train/bad_in_a_row": result.guard.streak,
         "schedule/lr": optimizer.learning_rate(step),
     }
-    return result, metrics
+    return result, good, metrics
+
+
+def _select(condition: Bool[Array, ""], new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)

@@ -15,8 +15,8 @@ setup_env() {
   [ -f "$pins" ] || pins=$root/launch/constraints/py312.txt
   stamp=$venv/.installed
   PY=$venv/bin/python
-  if [ ! -x "$PY" ]; then
-    "$python" -m venv "$venv"
+  if ! "$PY" -m pip --version >/dev/null 2>&1; then  # none, or one whose making was interrupted
+    "$python" -m venv --clear "$venv"
   fi
   if [ ! -f "$stamp" ] || ! cmp -s "$stamp" <(cat "$root/setup.py" "$pins"); then
     echo "installing requirements into ${venv#"$root"/} (once)" >&2

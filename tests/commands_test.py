@@ -25,7 +25,6 @@ COMMANDS = {
     "data": data.command,
     "list": listing.command,
 }
-pytestmark = pytest.mark.xdist_group("runs")
 
 
 @pytest.fixture
@@ -199,6 +198,8 @@ MISTAKES = [
     (EVALUATE + "--features=digit", "unknown feature network 'digit'.*did you mean 'digits'"),
     (EVALUATE + "--seeds=0,a", "--seeds: 'a' is not in 0..2147483647"),
     (EVALUATE + "--num=0", "--num: '0' is not in 1, 2, ..."),
+    (EVALUATE + "--workdir={vq} --num=8", "--num: .*/vq' holds a tokenizer, which is evaluated on the test split"),
+    (EVALUATE + "--workdir={vq} --seeds=1", "--seeds: .*/vq' holds a tokenizer"),
     (EVALUATE + "--top_p=2", "sample.top_p=2.0 must lie in"),
     (EVALUATE + "--workdir={vq} --features=digit", "unknown feature network 'digit'.*did you mean 'digits'"),
     (EVALUATE + "--workdir={vq} --reference=digit", "value of --reference 'digit'.*did you mean 'digits'"),

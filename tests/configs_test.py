@@ -86,7 +86,7 @@ def build(load):
         evals = parse(settings.EvalConfig, config["eval"], "eval")
         mesh = settings.mesh_of(config)
         experiment.check_relations(train, evals, mesh)
-        parents.sections(config)
+        parents.sections(config, pathlib.Path("child"))
         datasets.configure(config["data"])
         method = settings.build_method(config, settings.build_task(cases.described(name, load_any)))
         settings.build_sampling(config)

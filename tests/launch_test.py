@@ -181,7 +181,6 @@ def figures(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("launch")
 def test_two_processes_train_as_one_does(two, tmp_path):
     done = subprocess.run(train("vq_digits", tmp_path / "one"), env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)
     assert done.returncode == 0
@@ -198,8 +197,36 @@ def test_two_processes_train_as_one_does(two, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("launch")
 def test_a_model_in_two_processes_adopts_the_tokenizer_of_one_trained_in_two(two, tmp_path):
     codes, errors = in_two_processes(*train("ar_digits", tmp_path / "ar", f"--config.tokenizer.from_={two}"))
     assert codes == [0, 0], errors
     assert (tmp_path / "ar" / "DONE").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_and_encode_as_one_does(two, tmp_path):
+    evaluations = two / "evaluations"
+
+    def module(name, *options):
+        return [sys.executable, "-m", f"jaxar.{name}", f"--workdir={two}", *options]
+
+    def evaluated():
+        (file,) = evaluations.iterdir()
+        result = json.loads(file.read_text())
+        file.unlink()
+        return result
+
+    codes, errors = in_two_processes(*module("evaluate", "--reference=digits"))
+    assert codes == [0, 0], errors
+    ours = evaluated()
+    codes, errors = in_two_processes(*module("encode", f"--out={tmp_path / 'cache'}", "--splits=test"))
+    assert codes == [0, 0], errors
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run(module("evaluate", "--reference=digits"), env=environment, check=True)
+    subprocess.run(module("encode", f"--out={tmp_path / 'one'}", "--splits=test"), env=environment, check=True)
+    alone = evaluated()
+    for group in ("metrics", "validation"):
+        assert ours[group].keys() == alone[group].keys()
+        np.testing.assert_allclose(list(ours[group].values()), list(alone[group].values()), rtol=1e-3)
+    for file in (tmp_path / "one" / "test").glob("*.npy"):
+        np.testing.assert_array_equal(np.load(file), np.load(tmp_path / "cache" / "test" / file.name))

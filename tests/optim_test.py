@@ -41,6 +41,13 @@ def test_the_infinite_schedule_and_its_branch_agree_until_the_anneal_starts():
     "bad, field",
     [
         ({"schedule": {"end": 2.0}}, "optim.schedule.end"),
+        ({"schedule": {"warmup_steps": -1}}, "optim.schedule.warmup_steps"),
+        ({"schedule": {"warmup_init": 2.0}}, "optim.schedule.warmup_init"),
+        ({"b1": 1.0}, "optim.b1"),
+        ({"b2": -0.1}, "optim.b2"),
+        ({"eps": 0.0}, "optim.eps"),
+        ({"weight_decay": -1.0}, "optim.weight_decay"),
+        ({"max_bad_steps": 0}, "optim.max_bad_steps"),
         ({"schedule": {"anneal_start": 5}}, "optim.schedule.anneal_start"),
         ({"learning_rate": 0.0}, "optim.learning_rate"),
         ({"ema": (1.0,)}, "optim.ema"),

@@ -15,7 +15,6 @@ from jaxar.data import datasets
 from jaxar.metrics import reference
 from tests.conftest import CONFIGS, ar_options
 
-pytestmark = pytest.mark.xdist_group("runs")
 NUM, BATCH = 24, 8
 
 

@@ -1,11 +1,8 @@
 """Samplers of the same method and options share one program."""
 
 import numpy as np
-import pytest
 
 import jaxar
-
-pytestmark = pytest.mark.xdist_group("runs")
 
 
 def test_a_second_call_traces_nothing(ar_run, monkeypatch):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxar.methods.base import LossSpec, Stage
+from jaxar.methods.base import LossAux, LossSpec, Stage
 from jaxar.train_step import train_step
 from tests.toys import SGD, Simultaneous, Toy, criticise, generate, make
 
@@ -101,6 +101,21 @@ def test_the_spike_guard_refuses_a_gradient_far_above_the_running_mean():
     assert same(spiked.players["generator"].params, state.players["generator"].params)
     usual, _ = step(plan, state, 4 * X, active=("generate",))
     assert not same(usual.players["generator"].params, state.players["generator"].params)
+
+
+def test_a_refused_update_takes_back_what_its_loss_told_other_players():
+    def tell(variables, batch, key, step):
+        value, _ = generate(variables, batch, key, step)
+        return value, LossAux({}, {"critic": {"stats": {"seen": jnp.mean(batch["x"])}}})
+
+    plan, state = make(Toy((LossSpec("tell", tell, ("generator",)),)), {**SGD, "spike": 5.0})
+    state = state.replace(
+        players={n: p.replace(aux={"stats": {"seen": jnp.zeros(())}}) for n, p in state.players.items()}
+    )
+    told, _ = step(plan, state)
+    assert float(told.players["critic"].aux["stats"]["seen"]) == X.mean()
+    refused, _ = step(plan, told, 100 * X)
+    assert same(refused.players["critic"].aux, told.players["critic"].aux)
 
 
 def test_averages_follow_their_recurrence_and_players_without_them_have_none():

@@ -31,7 +31,6 @@ ADVERSARIAL = (
     "--config.method.adversarial.start=4",
     "--config.model.num_layers=1",
 )
-pytestmark = pytest.mark.xdist_group("train")
 
 
 def start(folder, *options, interruption=("SIGTERM", "never", "0")):
