@@ -12,6 +12,7 @@ from jaxar.methods import ar, next_scale
 from jaxar.methods.base import Method, Task
 from jaxar.nn.convnet import ConvStack
 from jaxar.tokenizers import multiscale_vq
+from jaxar.tokenizers._quantizers import VQ
 from jaxar.tokenizers.base import ImageSpec, TokenSpec
 from jaxar.typing import Variables
 
@@ -45,7 +46,7 @@ class Network:
             return ar.build(ar.Config(), ar.Model(**common), Task(image, NUM_CLASSES, spec))
         # Only the quantizer takes part in sampling; the convolutions are as small as they can be.
         stack = ConvStack(1, (1,) * 5, num_res_blocks=1, groups=1)
-        config = multiscale_vq.Config(self.vocab, 32, stack, VAR_SCALES[self.side])
+        config = multiscale_vq.Config(VQ(vocab_size=self.vocab, channels=32), stack, VAR_SCALES[self.side])
         tokenizer = multiscale_vq.build(config, image)
         task = Task(image, NUM_CLASSES, tokenizer.spec, tokenizer)
         return next_scale.build(next_scale.Config(), next_scale.Model(**common), task)

@@ -13,5 +13,5 @@ def get_config(arg: str = ""):
     config.tokenizer.name = "multiscale_vq"
     del config.tokenizer["latent_channels"]
     config.tokenizer.scales = (1, 2, 3, 4, 6, 8)
-    config.tokenizer.code_channels = 16
+    config.tokenizer.quantizer.update({"name": "vq", "channels": 16})
     return config

@@ -16,5 +16,6 @@ def get_config(arg: str = ""):
     config.tokenizer.name = "multiscale_vq"
     if arg == "smoke":
         del config.tokenizer["latent_channels"]
+        config.tokenizer.quantizer.name = "vq"
         config.tokenizer.scales = (1, 2, 4, 8)
     return config

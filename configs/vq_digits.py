@@ -3,19 +3,29 @@
 Command: python -m jaxar.train --config=configs/vq_digits.py --workdir=out/vq_digits
 Cost: two minutes on one CPU core.
 Expected: 24.6 dB PSNR and rfd_digits 0.66 on the test images.
+
+An argument chooses another quantizer with 256 codes: `vq`, `simvq`, `fsq`, `lfq` or `bsq`.
 """
 
 from common import base, check_argument
 
+_CODEBOOK = {"vocab_size": 256, "channels": 16, "guard": {"decay": 0.98, "revive_below": 0.2}}
+QUANTIZERS = {
+    "vq": _CODEBOOK,
+    "simvq": {"vocab_size": 256, "channels": 16},
+    "fsq": {"levels": (8, 8, 4)},
+    "lfq": {"channels": 8, "group": 8},
+    "bsq": {"channels": 8, "group": 8},
+}
+
 
 def get_config(arg: str = ""):
-    check_argument(arg, "smoke")
+    check_argument(arg, "smoke", *QUANTIZERS)
     config = base()
     config.data = {"name": "digits"}
     config.tokenizer = {
         "name": "vq",
-        "vocab_size": 256,
-        "code_channels": 16,
+        "quantizer": {"name": arg, **QUANTIZERS[arg]} if arg in QUANTIZERS else {"name": "l2_vq", **_CODEBOOK},
         "latent_channels": 32,
         "stack": {
             "channels": 16,
@@ -25,7 +35,6 @@ def get_config(arg: str = ""):
             "level_attention": False,
             "mid_attention": False,
         },
-        "guard": {"decay": 0.98, "revive_below": 0.2},
     }
     config.method = {"name": "autoencoder"}
     config.optim = {
@@ -38,7 +47,7 @@ def get_config(arg: str = ""):
     config.eval = {"every": 200, "sample_every": 1000}
     if arg == "smoke":
         config.tokenizer.stack.channels = 8
-        config.tokenizer.vocab_size = 16
+        config.tokenizer.quantizer.vocab_size = 16
         config.train.update({"num_steps": 2, "batch_size": 8})
         config.eval.update({"every": 2, "sample_every": 2, "max_batches": 1})
     return config

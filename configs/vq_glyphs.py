@@ -14,8 +14,7 @@ def get_config(arg: str = ""):
     config.data = {"name": "glyphs", "image_size": 32}
     config.tokenizer = {
         "name": "vq",
-        "vocab_size": 1024,
-        "code_channels": 8,
+        "quantizer": {"name": "l2_vq", "vocab_size": 1024, "channels": 8},
         "latent_channels": 64,
         "stack": {"channels": 64, "multipliers": (1, 1, 2), "num_res_blocks": 1},
     }
@@ -32,7 +31,8 @@ def get_config(arg: str = ""):
     if arg == "smoke":
         config.data.update({"train_size": 64, "test_size": 16})
         config.tokenizer.stack.update({"channels": 8, "groups": 4})
-        config.tokenizer.update({"vocab_size": 16, "latent_channels": 8})
+        config.tokenizer.quantizer.vocab_size = 16
+        config.tokenizer.latent_channels = 8
         config.model.update({"channels": 8, "groups": 4})
         config.method.adversarial.start = 1
         config.train.update({"num_steps": 2, "batch_size": 8})

@@ -27,7 +27,7 @@ def get_config(arg: str = ""):
     config.eval = {"every": 10_000, "max_batches": 40, "batch_size": 128, "sample_every": 10_000, "ema": "0.9999"}
     if arg == "smoke":
         config.data = {"name": "glyphs", "image_size": 32, "train_size": 64, "test_size": 16}
-        config.tokenizer.update({"vocab_size": 16, "latent_channels": 8})
+        config.tokenizer.update({"quantizer": {"name": "l2_vq", "vocab_size": 16}, "latent_channels": 8})
         config.tokenizer.stack = {"channels": 8, "multipliers": (1, 1, 2), "num_res_blocks": 1, "groups": 4}
         config.model = {"channels": 8, "num_layers": 2, "groups": 4}
         config.method.adversarial.start = 1

@@ -27,7 +27,8 @@ def parse(cls: type, values: Mapping[str, Any], path: str) -> Any:
     """Builds the frozen dataclass `cls` from a mapping.
 
     Args:
-      cls: a dataclass; nested dataclasses, tuples, Literals, optionals and plain scalars are understood.
+      cls: a dataclass; nested dataclasses, tuples, Literals, optionals and plain scalars are understood, and unions of
+        dataclasses that each have a Literal field `name`, by which the section chooses.
       values: the section's keys. Lists become tuples and integers are accepted where a float is asked for.
       path: where the section sits in the configuration ("model", "optim.players.critic"); used in messages.
     Returns:
@@ -77,6 +78,16 @@ def _describe(hint: Any) -> str:
     return getattr(hint, "__name__", str(hint))
 
 
+def _named(classes: Iterable[type], value: Mapping[str, Any], where: str) -> type:
+    """The one of several dataclasses whose field `name`, a Literal, allows the section's."""
+    known = {typing.get_args(typing.get_type_hints(cls)["name"])[0]: cls for cls in classes}
+    if "name" not in value:
+        raise ConfigError(f"{where}.name is missing; it must be one of {', '.join(known)}")
+    if value["name"] not in known:
+        raise unknown(f"value of {where}.name", value["name"], known)
+    return known[value["name"]]
+
+
 def _convert(hint: Any, value: Any, where: str) -> Any:
     def refuse() -> ConfigError:
         text = hint is str or str in typing.get_args(hint)
@@ -96,6 +107,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         inner = [a for a in args if a is not type(None)]
         if len(inner) == 1 and dataclasses.is_dataclass(inner[0]):
             return _convert(inner[0], value, where)  # its own message says more
+        if isinstance(value, Mapping) and all(map(dataclasses.is_dataclass, inner)):
+            return _convert(_named(inner, value, where), value, where)
         for arg in inner:
             try:
                 return _convert(arg, value, where)

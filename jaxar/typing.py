@@ -16,8 +16,10 @@ Keys = jaxtyping.Key[Array, "b"]  # one typed key per sample
 Params = Mapping[str, Any]
 Variables = Mapping[str, Any]  # {"params": ..., plus untrained collections}
 Metrics = Mapping[str, Array]
+FIXED = "fixed"  # the collection of arrays that belong to a network's weights and that nothing trains
 
 __all__ = [
+    "FIXED",
     "Array",
     "Bool",
     "Float",

@@ -111,6 +111,20 @@ def step(
 
 
 @typechecked
+def implicit_step(
+    tables: Tables, x: Float[Array, "b *n c"], t: Int[Array, "b"], output: Float[Array, "b *n o"], clip: bool = False
+) -> Float[Array, "b *n c"]:
+    """x_{t-1} along the direction of the estimated noise, without fresh noise; the data's estimate at t = 0.
+
+    Reference: Song et al., Denoising Diffusion Implicit Models, 2021, Eq. 12 with sigma = 0.
+    """
+    denoised = reverse(tables, x, t, output, clip).denoised
+    noise = (x - _at(tables.sqrt_alphas_cumprod, t, x) * denoised) / _at(tables.sqrt_one_minus_alphas_cumprod, t, x)
+    before = np.concatenate([[1.0], tables.alphas_cumprod[:-1]])
+    return _at(np.sqrt(before), t, x) * denoised + _at(np.sqrt(1 - before), t, x) * noise
+
+
+@typechecked
 def guided(output: Float[Array, "both *n o"], scale: Float[Array, "..."] | float) -> Float[Array, "b *n o"]:
     """Classifier-free guidance of the noise; v is the conditional one.
 

@@ -25,7 +25,7 @@ from jaxar import lookup, settings
 from jaxar.config import ConfigError, parse, unknown
 from jaxar.interop.tables import Table
 from jaxar.methods.base import Task
-from jaxar.typing import Array, Key, Params, Variables
+from jaxar.typing import FIXED, Array, Key, Params, Variables
 
 Models = Mapping[str, Mapping[str, Any]]
 Parts = dict[str, Array]
@@ -42,7 +42,7 @@ class Part:
     Attributes:
       model: its official name.
       player: where its weights go in our variables: "model", "tokenizer".
-      table: its arrays.
+      table: its arrays; paths are those of parameters, and "fixed/..." of weights that nothing trains.
       init: (key) -> fresh variables of our counterpart; it is only evaluated for shapes.
       whole: whether the table covers our counterpart; False where only a piece of it is stored.
       collections: untrained collections that belong to converted parameters.
@@ -61,8 +61,7 @@ class Part:
         Raises:
           ConfigError: the table misses some of them.
         """
-        params = nn.meta.unbox(jax.eval_shape(self.init, jax.random.key(0)))["params"]
-        flat = flax.traverse_util.flatten_dict(params, sep="/")
+        flat = _flat(nn.meta.unbox(jax.eval_shape(self.init, jax.random.key(0))))
         wanted = self.table.paths
         uncovered = sorted(wanted.symmetric_difference(flat) if self.whole else wanted - flat.keys())
         if uncovered:
@@ -73,12 +72,18 @@ class Part:
         """Our variables from official arrays; raises as `Table.to_ours`."""
         flat = self.table.to_ours(official, self.shapes(), what)
         params = jax.tree.map(jax.numpy.asarray, flax.traverse_util.unflatten_dict(flat, sep="/"))
-        return {"params": params, **self.collections(params)}
+        fixed = {FIXED: params.pop(FIXED)} if FIXED in params else {}
+        return {"params": params, **fixed, **self.collections(params)}
 
     def to_official(self, variables: Variables) -> dict[str, np.ndarray]:
         """Official arrays from our variables, kept ones excepted."""
-        flat = flax.traverse_util.flatten_dict(variables["params"], sep="/")
-        return self.table.to_official({path: np.asarray(array) for path, array in flat.items()})
+        return self.table.to_official({path: np.asarray(array) for path, array in _flat(variables).items()})
+
+
+def _flat(variables: Variables) -> dict[str, Any]:
+    """Parameters by path, and fixed weights under "fixed/"."""
+    weights = {**variables["params"], **{name: variables[name] for name in (FIXED,) if name in variables}}
+    return flax.traverse_util.flatten_dict(weights, sep="/")
 
 
 @dataclasses.dataclass(frozen=True)

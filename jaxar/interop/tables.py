@@ -61,6 +61,15 @@ def merge_heads(num_heads: int) -> Layout:
     )
 
 
+def chunks(order: tuple[int, ...]) -> Layout:
+    """Equal chunks along axis 0 in another order: ours number i is the official number order[i]."""
+    there, back = np.array(order), np.argsort(order)
+    return Layout(
+        lambda x: x.reshape(len(order), -1, *x.shape[1:])[there].reshape(x.shape),
+        lambda x: x.reshape(len(order), -1, *x.shape[1:])[back].reshape(x.shape),
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Entry:
     """One correspondence.

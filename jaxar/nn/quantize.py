@@ -71,7 +71,7 @@ class Residual(NamedTuple):
 
     Attributes:
       ids: Int[b n], the maps of all scales, coarse to fine, each row by row.
-      targets: Float[b n c], the residual features that `ids` were chosen for, without gradient.
+      targets: Float[b n c], the residual features that `ids` were chosen for; gradients reach the features.
       sums: Float[s b h w c], the feature map after each scale; gradients reach what `lift` reads.
     """
 
@@ -90,14 +90,14 @@ def quantize_residual(
     """Quantizes features scale by scale, each scale coding what the coarser ones left over.
 
     Args:
-      features: float32; no gradient flows through the choice.
+      features: float32.
       scales: (height, width) of each map, coarse to fine, the last one equal to (h, w).
       choose: residual map [b sh sw c] -> ids [b sh sw].
       lift: (scale, ids [b sh*sw]) -> what they add to the feature map [b h w c].
     Reference: Tian et al., Visual Autoregressive Modeling, 2024, Algorithm 1.
     """
     batch, width = features.shape[0], features.shape[-1]
-    rest, total = jax.lax.stop_gradient(features), jnp.zeros_like(features)
+    rest, total = features, jnp.zeros_like(features)
     ids, targets, sums = [], [], []
     for k, size in enumerate(scales):
         target = resize.area(rest, size)

@@ -3,8 +3,8 @@
 A tokenizer with a codebook keeps the untrained collection `code_use`:
 
 * `frequencies` [s v]: how often each code is chosen at each scale, a running mean; rows sum to 1.
-* `features` [v c]: recent features, the seeds of revived codes. It starts as the codebook itself, so that rows not yet
-  replaced are valid codes.
+* `features` [v c], where codes can be revived: recent features, their seeds. It starts as the codebook itself, so that
+  rows not yet replaced are valid codes.
 
 Both are small and replicated. Counts are taken over the global batch, so the result does not depend on the mesh.
 """
@@ -12,6 +12,7 @@ Both are small and replicated. Counts are taken over the global batch, so the re
 import dataclasses
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,10 +43,10 @@ class CodeGuard:
 
     def __post_init__(self):
         if not 0 < self.decay < 1:
-            raise ConfigError(f"tokenizer.guard.decay={self.decay} must lie in (0, 1)")
+            raise ConfigError(f"guard.decay={self.decay} of a tokenizer must lie in (0, 1)")
         if self.revive_below is not None and not 0 < self.revive_below < 1:
             raise ConfigError(
-                f"tokenizer.guard.revive_below={self.revive_below} must lie in (0, 1); None switches the guard off"
+                f"guard.revive_below={self.revive_below} of a tokenizer must lie in (0, 1); None switches the guard off"
             )
 
 
@@ -62,9 +63,20 @@ class Observation(NamedTuple):
 @typechecked
 def create(codebook: Float[Array, "v c"], num_scales: int) -> CodeUse:
     """The initial statistics: all codes equally frequent, so that none is dead before it had a chance."""
-    vocab_size = codebook.shape[0]
     # A copy: the train step donates its state, and refuses to donate one buffer twice.
-    return {"frequencies": jnp.full((num_scales, vocab_size), 1 / vocab_size), "features": jnp.copy(codebook)}
+    return {**create_frequencies(codebook.shape[0], num_scales), "features": jnp.copy(codebook)}
+
+
+def create_frequencies(vocab_size: int, num_scales: int) -> CodeUse:
+    """The same for codes that are never revived."""
+    return {"frequencies": jnp.full((num_scales, vocab_size), 1 / vocab_size)}
+
+
+def initial(params: Params, spec: TokenSpec) -> CodeUse:
+    """The initial statistics for a quantizer with these fresh parameters: a trained codebook among them is revived."""
+    if "codebook" in params:
+        return create(nn.meta.unbox(params["codebook"]), len(spec.scales))
+    return create_frequencies(spec.vocab_size, len(spec.scales))
 
 
 @typechecked
@@ -109,14 +121,14 @@ def update(use: CodeUse, frequency: Float[Array, "s v"], features: Float[Array, 
       features: what its codes were chosen for. Evenly spaced rows enter the store, the oldest leave it.
       decay: of the running mean, per batch.
     """
+    frequencies = decay * use["frequencies"] + (1 - decay) * frequency
+    if "features" not in use:
+        return {"frequencies": frequencies}
     size, rows = use["features"].shape[0], features.reshape(-1, features.shape[-1])
     taken = min(size, rows.shape[0])
     new = rows[np.arange(taken) * rows.shape[0] // taken]
     kept = use["features"][: size - taken]
-    return {
-        "frequencies": decay * use["frequencies"] + (1 - decay) * frequency,
-        "features": jnp.concatenate([new.astype(kept.dtype), kept]),
-    }
+    return {"frequencies": frequencies, "features": jnp.concatenate([new.astype(kept.dtype), kept])}
 
 
 @typechecked

@@ -1,7 +1,8 @@
 """Residual multi-scale vector quantization: token maps of growing size whose codes add up to one feature map (VAR).
 
 The codes of scale k are enlarged to the full grid, smoothed by a convolution phi, and added to the running sum `f_hat`;
-the next scale codes what is left of the features.
+the next scale codes what is left of the features. `quantizer` names how: "vq", "l2_vq", "simvq", "fsq", "lfq" or "bsq"
+(`tokenizers/_quantizers`).
 
 Reference: Tian et al., Visual Autoregressive Modeling: Scalable Image Generation via Next-Scale Prediction, 2024,
 Algorithms 1 and 2.
@@ -22,7 +23,8 @@ from jaxar.nn.convnet import ConvStack
 from jaxar.partition import logical
 from jaxar.tokenizers import _code_use
 from jaxar.tokenizers._autoencoder import Autoencoder, Dtype, grid_side
-from jaxar.tokenizers._code_use import DEFAULT_GUARD, CodeGuard
+from jaxar.tokenizers._quantizers import VQ, AnyQuantizer
+from jaxar.tokenizers._quantizers.base import distances
 from jaxar.tokenizers.base import ImageSpec, Reconstruction, Tokens, TokenSpec
 from jaxar.typing import Array, Float, Int, Key, Metrics, Params, Variables, typechecked
 
@@ -35,32 +37,23 @@ class Config:
     """The `tokenizer` section; defaults are VAR's stride-16 tokenizer of 256-pixel images.
 
     Attributes:
-      vocab_size: number of codes, shared by all scales.
-      code_channels: width of a code.
+      quantizer: how features become codes, shared by all scales.
       stack: sizes of encoder and decoder.
       scales: side of each token map, coarse to fine; the last is the grid of the encoder.
       num_phi: convolutions phi; 1 shares one over all scales, as many as scales gives each its own, a number between
         shares each among neighbouring scales. With more of them than scales some serve none, as in published code.
       phi_ratio: r in phi(x) = (1 - r) x + r conv(x).
-      beta: weight of the commitment loss against the codebook loss.
-      guard: against dead codes.
       dtype: encoder and decoder compute in it; quantization is float32 always.
     """
 
-    vocab_size: int = 4096
-    code_channels: int = 32
+    quantizer: AnyQuantizer = VQ()  # noqa: RUF009 - frozen
     stack: ConvStack = OFFICIAL_STACK
     scales: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
     num_phi: int = 4
     phi_ratio: float = 0.5
-    beta: float = 0.25
-    guard: CodeGuard = DEFAULT_GUARD
     dtype: Dtype = "float32"
 
     def __post_init__(self):
-        for name in ("vocab_size", "code_channels"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"tokenizer.{name}={getattr(self, name)} must be at least 1")
         if len(self.scales) < 2 or self.scales[0] < 1 or any(a >= b for a, b in zip(self.scales, self.scales[1:])):
             raise ConfigError(
                 f"tokenizer.scales={self.scales} must be at least two growing sides; for one scale use tokenizer 'vq'"
@@ -91,19 +84,18 @@ class MultiscaleVQ:
 
     @property
     def _net(self) -> Autoencoder:
-        c = self.config
-        return Autoencoder(c.stack, self.image.channels, c.code_channels, c.code_channels, KERNEL, c.dtype)
+        c, width = self.config, self.config.quantizer.channels
+        return Autoencoder(c.stack, self.image.channels, width, width, KERNEL, c.dtype)
 
     def init(self, key: Key) -> Variables:
         net_key, code_key, phi_key = jax.random.split(key, 3)
         c, side = self.config, self.config.stack.stride
         params = self._net.init(net_key, jnp.zeros((1, side, side, self.image.channels)))["params"]
-        codes = jax.random.normal(code_key, (c.vocab_size, c.code_channels)) * c.code_channels**-0.5
-        codebook = logical(lambda: codes, "vocab", "embed_table")()
-        statistics = _code_use.create(codes, len(c.scales))
+        own, phi = c.quantizer.init(code_key), _init_phi(phi_key, c.num_phi, c.quantizer.channels)
         return {
-            "params": {**params, "codebook": codebook, "phi": _init_phi(phi_key, c.num_phi, c.code_channels)},
-            _code_use.COLLECTION: statistics,
+            **own,
+            "params": {**params, **own["params"], "phi": phi},
+            _code_use.COLLECTION: _code_use.initial(own["params"], self.spec),
         }
 
     @typechecked
@@ -115,7 +107,7 @@ class MultiscaleVQ:
     def contribution(self, variables: Variables, scale: int, ids: Int[Array, "b s"]) -> Float[Array, "b gh gw e"]:
         """What the token map of `scale` (0-based) adds to the feature map: its codes, enlarged and smoothed by phi."""
         params = variables["params"]
-        codes = quantize.lookup(params["codebook"], ids).reshape(ids.shape[0], *self.spec.scales[scale], -1)
+        codes = self.config.quantizer.codes(variables, ids).reshape(ids.shape[0], *self.spec.scales[scale], -1)
         enlarged = resize.bicubic(codes, self.spec.grid)
         index, ratio = phi_index(scale, len(self.spec.scales), self.config.num_phi), self.config.phi_ratio
         smoothed = jax.lax.conv_general_dilated(
@@ -131,10 +123,11 @@ class MultiscaleVQ:
     @typechecked
     def residual(self, variables: Variables, features: Float[Array, "b gh gw e"]) -> quantize.Residual:
         """Codes of all scales for encoder features, and the feature map after each scale."""
+        quantizer = self.config.quantizer
         return quantize.quantize_residual(
             features,
             self.spec.scales,
-            lambda target: quantize.nearest(target, variables["params"]["codebook"]),
+            lambda target: quantizer.choose(variables, quantizer.bound(target)),
             lambda scale, ids: self.contribution(variables, scale, ids),
         )
 
@@ -177,24 +170,23 @@ class MultiscaleVQ:
     def reconstruct(
         self, variables: Variables, images: Float[Array, "b h w c"], key: Key | None, train: bool
     ) -> Reconstruction:
-        c, features = self.config, self.features(variables, images)
+        features, quantizer = self.features(variables, images), self.config.quantizer
         residual = self.residual(variables, features)
         terms = self.terms(features, residual.sums)
+        terms |= quantizer.entropy_terms(variables, quantizer.bound(residual.targets))
         reconstruction = self.decode_features(variables, quantize.straight_through(features, residual.sums[-1]))
-        use = _code_use.observe(variables, residual.ids, residual.targets, self.spec, c.guard, train)
-        return Reconstruction(reconstruction, sum(terms.values()), terms | use.metrics, use.collections)
+        seen = jax.lax.stop_gradient(residual.targets)
+        use = _code_use.observe(variables, residual.ids, seen, self.spec, quantizer.guard, train)
+        loss = sum(terms.values(), jnp.zeros(()))
+        return Reconstruction(reconstruction, loss, terms | use.metrics, use.collections)
 
     @typechecked
     def terms(self, features: Float[Array, "b gh gw e"], sums: Float[Array, "s b gh gw e"]) -> Metrics:
         """Weighted losses of the code space by name: how far `f_hat` is from the features, averaged over scales."""
-        stop = jax.lax.stop_gradient
-        return {
-            "codebook_loss": jnp.mean((sums - stop(features)) ** 2),
-            "commitment_loss": self.config.beta * jnp.mean((stop(sums) - features) ** 2),
-        }
+        return distances(self.config.quantizer, features, sums)
 
     def project(self, params: Params, collections: dict[str, Any], key: Key) -> tuple[Params, dict[str, Any]]:
-        return _code_use.project(params, collections, self.spec, self.config.guard, key)
+        return _code_use.project(params, collections, self.spec, self.config.quantizer.guard, key)
 
     def _split(self, ids: Array) -> list[Array]:
         return jnp.split(ids, np.cumsum(self.spec.scale_lengths)[:-1], axis=1)
@@ -223,5 +215,5 @@ def build(config: Config, image: ImageSpec) -> MultiscaleVQ:
             f"tokenizer.scales={config.scales} must end at {side}, the grid of {image.size}-pixel images at stride "
             f"{config.stack.stride}; end the scales there or change tokenizer.stack.multipliers"
         )
-    scales = tuple((s, s) for s in config.scales)
-    return MultiscaleVQ(config, image, TokenSpec("discrete", scales, config.code_channels, config.vocab_size))
+    scales, quantizer = tuple((s, s) for s in config.scales), config.quantizer
+    return MultiscaleVQ(config, image, TokenSpec("discrete", scales, quantizer.channels, quantizer.vocab_size))

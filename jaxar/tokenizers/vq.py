@@ -1,24 +1,27 @@
-"""Vector-quantized autoencoder with low-dimensional codes of unit length (the tokenizer of LlamaGen).
+"""Vector-quantized autoencoder of one token map; by default with codes of unit length (the tokenizer of LlamaGen).
+
+`quantizer` names how features become codes: "l2_vq", "vq", "simvq", "fsq", "lfq" or "bsq" (`tokenizers/_quantizers`).
 
 Reference: Esser et al., Taming Transformers for High-Resolution Image Synthesis, 2021; Sun et al., Autoregressive Model
 Beats Diffusion: Llama for Scalable Image Generation, 2024, section 3.1.
 
-Golden: llamagen_vq16
+Golden: llamagen_vq16, simvq
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxar.config import ConfigError
 from jaxar.nn import quantize
 from jaxar.nn.convnet import ConvStack
-from jaxar.partition import logical
-from jaxar.tokenizers import _code_use
+from jaxar.tokenizers import _code_use, _maskgit_autoencoder
 from jaxar.tokenizers._autoencoder import Autoencoder, Dtype, grid_side
-from jaxar.tokenizers._code_use import DEFAULT_GUARD, CodeGuard
+from jaxar.tokenizers._quantizers import L2VQ, AnyQuantizer
+from jaxar.tokenizers._quantizers.base import distances
 from jaxar.tokenizers.base import ImageSpec, Reconstruction, Tokens, TokenSpec
 from jaxar.typing import Array, Float, Int, Key, Metrics, Params, Variables, typechecked
 
@@ -30,37 +33,35 @@ class Config:
     """The `tokenizer` section; defaults are LlamaGen's stride-16 tokenizer of 256-pixel images.
 
     Attributes:
-      vocab_size: number of codes.
-      code_channels: width of a code.
+      quantizer: how features become codes.
+      network: "vqgan", or "magvit2" as SimVQ has it: no attention, no convolutions around the quantizer.
       stack: sizes of encoder and decoder.
-      latent_channels: width before the 1x1 convolution into code space.
-      beta: weight of the commitment loss against the codebook loss.
-      entropy_weight: of the entropy loss, 0 for none; it costs a softmax over all codes per token.
-      guard: against dead codes.
+      latent_channels: width before the 1x1 convolution into code space of "vqgan".
       dtype: the convolutions compute in it; quantization is float32 always.
     """
 
-    vocab_size: int = 16384
-    code_channels: int = 8
+    quantizer: AnyQuantizer = L2VQ()  # noqa: RUF009 - frozen
+    network: Literal["vqgan", "magvit2"] = "vqgan"
     stack: ConvStack = OFFICIAL_STACK
     latent_channels: int = 256
-    beta: float = 0.25
-    entropy_weight: float = 0.0
-    guard: CodeGuard = DEFAULT_GUARD
     dtype: Dtype = "float32"
 
     def __post_init__(self):
-        for name in ("vocab_size", "code_channels", "latent_channels"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"tokenizer.{name}={getattr(self, name)} must be at least 1")
+        if self.latent_channels < 1:
+            raise ConfigError(f"tokenizer.latent_channels={self.latent_channels} must be at least 1")
+        if self.network == "magvit2" and (self.stack.level_attention or self.stack.mid_attention):
+            raise ConfigError(
+                "tokenizer.network='magvit2' has no attention; set tokenizer.stack.level_attention=False and "
+                "tokenizer.stack.mid_attention=False"
+            )
 
 
 class Coded(NamedTuple):
     """Quantized features.
 
     Attributes:
-      features: of unit length.
-      ids, codes: the nearest codes, and what they are.
+      features: bounded, see `Quantizer.bound`.
+      ids, codes: the chosen codes, and what they are.
       terms: weighted losses of the code space, by name.
     """
 
@@ -79,17 +80,19 @@ class VQ:
     spec: TokenSpec
 
     @property
-    def _net(self) -> Autoencoder:
-        c = self.config
-        return Autoencoder(c.stack, self.image.channels, c.latent_channels, c.code_channels, 1, c.dtype)
+    def _net(self) -> nn.Module:
+        c, channels, width = self.config, self.image.channels, self.config.quantizer.channels
+        if c.network == "magvit2":
+            return _maskgit_autoencoder.Autoencoder(c.stack, channels, width, dtype=c.dtype, magvit2=True)
+        return Autoencoder(c.stack, channels, c.latent_channels, width, 1, c.dtype)
 
     def init(self, key: Key) -> Variables:
         net_key, code_key = jax.random.split(key)
-        side, shape = self.config.stack.stride, (self.config.vocab_size, self.config.code_channels)
+        side = self.config.stack.stride
         params = self._net.init(net_key, jnp.zeros((1, side, side, self.image.channels)))["params"]
-        codes = quantize.l2_normalize(jax.random.normal(code_key, shape))
-        codebook = logical(lambda: codes, "vocab", "embed_table")()
-        return {"params": {**params, "codebook": codebook}, _code_use.COLLECTION: _code_use.create(codes, 1)}
+        own = self.config.quantizer.init(code_key)
+        statistics = _code_use.initial(own["params"], self.spec)
+        return {**own, "params": {**params, **own["params"]}, _code_use.COLLECTION: statistics}
 
     @typechecked
     def features(self, variables: Variables, images: Float[Array, "b h w c"]) -> Float[Array, "b gh gw e"]:
@@ -98,9 +101,8 @@ class VQ:
 
     @typechecked
     def quantized(self, variables: Variables, ids: Int[Array, "b n"]) -> Float[Array, "b gh gw e"]:
-        """The unit-length codes of `ids`: what the decoder reads."""
-        codes = quantize.lookup(_codebook(variables["params"]), ids)
-        return codes.reshape(ids.shape[0], *self.spec.grid, -1)
+        """The codes of `ids`: what the decoder reads."""
+        return self.config.quantizer.codes(variables, ids).reshape(ids.shape[0], *self.spec.grid, -1)
 
     @typechecked
     def decode_features(self, variables: Variables, quantized: Float[Array, "b gh gw e"]) -> Float[Array, "b h w c"]:
@@ -109,8 +111,8 @@ class VQ:
 
     @typechecked
     def encode(self, variables: Variables, images: Float[Array, "b h w c"], key: Key | None = None) -> Tokens:
-        normalized = quantize.l2_normalize(self.features(variables, images))
-        ids = quantize.nearest(normalized, _codebook(variables["params"]))
+        quantizer = self.config.quantizer
+        ids = quantizer.choose(variables, quantizer.bound(self.features(variables, images)))
         return Tokens(ids=ids.reshape(images.shape[0], -1))
 
     @typechecked
@@ -121,35 +123,26 @@ class VQ:
     def reconstruct(
         self, variables: Variables, images: Float[Array, "b h w c"], key: Key | None, train: bool
     ) -> Reconstruction:
-        c, coded = self.config, self.code(variables, self.features(variables, images))
+        quantizer, coded = self.config.quantizer, self.code(variables, self.features(variables, images))
         reconstruction = self.decode_features(variables, quantize.straight_through(coded.features, coded.codes))
-        flat, seen = (images.shape[0], -1), jax.lax.stop_gradient(coded.features)
-        use = _code_use.observe(
-            variables, coded.ids.reshape(flat), seen.reshape(*flat, c.code_channels), self.spec, c.guard, train
-        )
-        return Reconstruction(reconstruction, sum(coded.terms.values()), coded.terms | use.metrics, use.collections)
+        ids = coded.ids.reshape(images.shape[0], -1)
+        seen = jax.lax.stop_gradient(coded.features).reshape(*ids.shape, -1)
+        use = _code_use.observe(variables, ids, seen, self.spec, quantizer.guard, train)
+        loss = sum(coded.terms.values(), jnp.zeros(()))
+        return Reconstruction(reconstruction, loss, coded.terms | use.metrics, use.collections)
 
     @typechecked
     def code(self, variables: Variables, features: Float[Array, "b gh gw e"]) -> Coded:
         """Quantizes the encoder's features, with the loss terms of the code space."""
-        c, codebook, stop = self.config, _codebook(variables["params"]), jax.lax.stop_gradient
-        features = quantize.l2_normalize(features)
-        ids = quantize.nearest(features, codebook)
-        codes = quantize.lookup(codebook, ids)
-        terms = {
-            "codebook_loss": jnp.mean((codes - stop(features)) ** 2),
-            "commitment_loss": c.beta * jnp.mean((stop(codes) - features) ** 2),
-        }
-        if c.entropy_weight:
-            terms["entropy_loss"] = c.entropy_weight * quantize.entropy_loss(features, codebook)
+        quantizer = self.config.quantizer
+        features = quantizer.bound(features)
+        ids = quantizer.choose(variables, features)
+        codes = quantizer.codes(variables, ids)
+        terms = distances(quantizer, features, codes) | quantizer.entropy_terms(variables, features)
         return Coded(features, ids, codes, terms)
 
     def project(self, params: Params, collections: dict[str, Any], key: Key) -> tuple[Params, dict[str, Any]]:
-        return _code_use.project(params, collections, self.spec, self.config.guard, key)
-
-
-def _codebook(params: Params) -> Float[Array, "v e"]:
-    return quantize.l2_normalize(params["codebook"])
+        return _code_use.project(params, collections, self.spec, self.config.quantizer.guard, key)
 
 
 def build(config: Config, image: ImageSpec) -> VQ:
@@ -159,4 +152,5 @@ def build(config: Config, image: ImageSpec) -> VQ:
       ConfigError: the stride does not divide the image.
     """
     side = grid_side(config.stack, image)
-    return VQ(config, image, TokenSpec("discrete", ((side, side),), config.code_channels, config.vocab_size))
+    quantizer = config.quantizer
+    return VQ(config, image, TokenSpec("discrete", ((side, side),), quantizer.channels, quantizer.vocab_size))

@@ -184,7 +184,9 @@ def test_perceptual_weights_are_frozen_variables(monkeypatch):
 
 def test_overfits_one_batch():
     stack = {"channels": 8, "multipliers": (1,), "num_res_blocks": 1, "groups": 4}
-    options = {"vocab_size": 64, "code_channels": 4, "latent_channels": 8, "guard": {"decay": 0.7, "revive_below": 0.2}}
+    guard = {"decay": 0.7, "revive_below": 0.2}
+    quantizer = {"name": "l2_vq", "vocab_size": 64, "channels": 4, "guard": guard}
+    options = {"quantizer": quantizer, "latent_channels": 8}
     options["stack"] = stack | {"level_attention": False, "mid_attention": False}
     image = ImageSpec(4, 1)
     m = method(base.build("vq", options, image), image)

@@ -99,5 +99,5 @@ def test_the_guard_can_be_switched_off():
 
 @pytest.mark.parametrize("kwargs", [{"decay": 1.0}, {"revive_below": 0.0}])
 def test_guard_mistakes(kwargs):
-    with pytest.raises(ConfigError, match=r"tokenizer\.guard\."):
+    with pytest.raises(ConfigError, match=r"guard\.\w+=.* of a tokenizer"):
         _code_use.CodeGuard(**kwargs)

@@ -12,7 +12,8 @@ from jaxar.tokenizers.base import ImageSpec, Tokens
 
 NO_ATTENTION = {"level_attention": False, "mid_attention": False}
 STACK = {"channels": 8, "multipliers": (1,), "num_res_blocks": 1, "groups": 4} | NO_ATTENTION
-TINY = {"vocab_size": 12, "code_channels": 4, "stack": STACK, "scales": (1, 2, 3, 4), "num_phi": 2}
+QUANTIZER = {"name": "vq", "vocab_size": 12, "channels": 4}
+TINY = {"quantizer": QUANTIZER, "stack": STACK, "scales": (1, 2, 3, 4), "num_phi": 2}
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +117,8 @@ def test_statistics_of_use_per_scale(tiny):
 
 def test_project_revives_a_collapsed_codebook(tiny):
     """Features are near 0, so the code there takes all of them; the others come back as features."""
-    tokenizer = base.build("multiscale_vq", TINY | {"guard": {"decay": 0.5, "revive_below": 0.2}}, ImageSpec(4, 1))
+    quantizer = QUANTIZER | {"guard": {"decay": 0.5, "revive_below": 0.2}}
+    tokenizer = base.build("multiscale_vq", TINY | {"quantizer": quantizer}, ImageSpec(4, 1))
     codebook = jnp.concatenate([jnp.zeros((1, 4)), jnp.full((11, 4), 1e3)])
     variables = {**tiny.variables, "params": {**tiny.variables["params"], "codebook": codebook}}
 
@@ -175,7 +177,7 @@ def test_other_image_sizes(size, levels, scales):
         ({"scales": (1, 3, 2, 4)}, "growing"),
         ({"num_phi": 0}, "tokenizer.num_phi=0"),
         ({"phi_ratio": 0.0}, "tokenizer.phi_ratio=0.0"),
-        ({"code_channels": 0}, "tokenizer.code_channels=0"),
+        ({"quantizer": QUANTIZER | {"channels": 0}}, "tokenizer.quantizer.channels=0"),
     ],
 )
 def test_mistakes_are_named(values, message):

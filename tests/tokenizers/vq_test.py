@@ -13,14 +13,15 @@ from jaxar.tokenizers.base import ImageSpec, Tokens
 
 NO_ATTENTION = {"level_attention": False, "mid_attention": False}
 STACK = {"channels": 8, "multipliers": (1,), "num_res_blocks": 1, "groups": 4} | NO_ATTENTION
-TINY = {"vocab_size": 12, "code_channels": 4, "stack": STACK, "latent_channels": 8}
+QUANTIZER = {"name": "l2_vq", "vocab_size": 12, "channels": 4}
+TINY = {"quantizer": QUANTIZER, "stack": STACK, "latent_channels": 8}
 
 
 @pytest.fixture(scope="module")
 def tiny(random_variables):
     """A tokenizer of 4x4 grey images with a 4x4 grid and all that it makes of three images, in one program."""
     tokenizer = base.build("vq", TINY, ImageSpec(4, 1))
-    with_entropy = base.build("vq", TINY | {"entropy_weight": 0.5}, ImageSpec(4, 1))
+    with_entropy = base.build("vq", TINY | {"quantizer": QUANTIZER | {"entropy_weight": 0.5}}, ImageSpec(4, 1))
     images = jax.random.uniform(jax.random.key(1), (3, 4, 4, 1), minval=-1)
 
     @jax.jit
@@ -98,7 +99,8 @@ def test_evaluation_leaves_the_statistics_alone(tiny):
 def test_project_revives_a_collapsed_codebook(tiny):
     """All codes but one far away from the features: they come back as features, the one in use keeps its bits."""
     images = tiny.images
-    tokenizer = base.build("vq", TINY | {"guard": {"decay": 0.5, "revive_below": 0.2}}, ImageSpec(4, 1))
+    quantizer = QUANTIZER | {"guard": {"decay": 0.5, "revive_below": 0.2}}
+    tokenizer = base.build("vq", TINY | {"quantizer": quantizer}, ImageSpec(4, 1))
     mean = quantize.l2_normalize(tiny.features.mean(axis=(0, 1, 2)))
     codebook = jnp.concatenate([mean[None], jnp.tile(-mean, (11, 1))])
     variables = {**tiny.variables, "params": {**tiny.variables["params"], "codebook": codebook}}
@@ -141,10 +143,13 @@ def test_other_image_sizes(size, levels, grid):
     "values, size, message",
     [
         ({"stack": STACK | {"multipliers": (1, 1)}}, 9, "data.image_size=9"),
-        ({"vocab_size": 0}, 8, "tokenizer.vocab_size=0"),
+        ({"quantizer": QUANTIZER | {"vocab_size": 0}}, 8, "tokenizer.quantizer.vocab_size=0"),
         ({"stack": STACK | {"groups": 3}}, 8, "groups=3 must divide"),
-        ({"guard": {"decay": 2.0}}, 8, "tokenizer.guard.decay=2.0"),
-        ({"vocabulary": 3}, 8, "tokenizer.vocab_size"),
+        ({"quantizer": QUANTIZER | {"guard": {"decay": 2.0}}}, 8, "guard.decay=2.0"),
+        ({"quantizers": {}}, 8, "tokenizer.quantizer"),
+        ({"quantizer": {"name": "fsp"}}, 8, "unknown value of tokenizer.quantizer.name 'fsp'"),
+        ({"quantizer": {}}, 8, "tokenizer.quantizer.name is missing; it must be one of vq, l2_vq, simvq, fsq"),
+        ({"network": "magvit2", "stack": STACK | {"mid_attention": True}}, 8, "'magvit2' has no attention"),
     ],
 )
 def test_mistakes_are_named(values, size, message):

@@ -60,13 +60,13 @@ def described(given: Arguments) -> tuple[dict[str, Any], int]:
     """Name and options of our tokenizer, and its stride."""
     width, groups = given.encoder_decoder_ch, given.group_norm_groups
     stack = ConvStack(width, given.encoder_ch_mult, given.num_res_blocks, groups)
-    options = {
+    quantizer = {
+        "name": "l2_vq",
         "vocab_size": given.codebook_size,
-        "code_channels": given.codebook_embed_dim,
-        "stack": dataclasses.asdict(stack),
-        "latent_channels": given.z_channels,
+        "channels": given.codebook_embed_dim,
         "beta": given.commit_loss_beta,
     }
+    options = {"quantizer": quantizer, "stack": dataclasses.asdict(stack), "latent_channels": given.z_channels}
     return {"name": "vq", "options": options}, stack.stride
 
 

@@ -67,13 +67,16 @@ def described(given: Arguments) -> tuple[dict[str, Any], ImageSpec]:
         mid_attention=given.using_mid_sa,
     )
     options = {
-        "vocab_size": given.vocab_size,
-        "code_channels": given.z_channels,
+        "quantizer": {
+            "name": "vq",
+            "vocab_size": given.vocab_size,
+            "channels": given.z_channels,
+            "beta": given.beta,
+        },
         "stack": dataclasses.asdict(conv_stack),
         "scales": given.v_patch_nums,
         "num_phi": given.share_quant_resi or len(given.v_patch_nums),
         "phi_ratio": given.quant_resi,
-        "beta": given.beta,
     }
     image = ImageSpec(given.v_patch_nums[-1] * conv_stack.stride, 3)
     return {"name": "multiscale_vq", "options": options}, image

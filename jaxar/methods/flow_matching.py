@@ -1,0 +1,165 @@
+"""Flow matching of pixels or latents: a transformer predicts the velocity from data to noise (SiT).
+
+    x_t = alpha(t) x_0 + sigma(t) noise,    loss = |velocity of x_t - prediction|^2,    t uniform in [0, 1]
+
+The network has the clock of the published one: it is told 1 - t and predicts the velocity towards data.
+
+Reference: Ma et al., SiT: Exploring Flow and Diffusion-based Generative Models with Scalable Interpolant Transformers,
+2024; Lipman et al., Flow Matching for Generative Modeling, 2023; Liu et al., Flow Straight and Fast, 2023.
+
+Golden: sit_d2
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxar.config import ConfigError
+from jaxar.diffusion import paths, solvers
+from jaxar.methods import _canvas as canvases
+from jaxar.methods import _conditions as conditions
+from jaxar.methods.base import Batch, Cond, LossAux, LossSpec, Method, PlayerSpec, Task
+from jaxar.models import dit
+from jaxar.tokenizers.base import Tokens
+from jaxar.typing import Array, Float, Int, Key, Keys, Metrics, Variables
+
+Model = dit.Sizes
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The `method` section.
+
+    Attributes:
+      path: "linear", or "cosine" of constant variance; see `diffusion.paths`.
+      label_drop: share of labels that training replaces by the null one; 0 for a model that is never guided.
+      learn_sigma: the network has as many channels again that nothing reads, as published weights have.
+    """
+
+    path: Literal["linear", "cosine"] = "linear"
+    label_drop: float = 0.1
+    learn_sigma: bool = False
+
+    def __post_init__(self):
+        canvases.check_label_drop(self.label_drop)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling(canvases.Guidance):
+    """The `sample` section.
+
+    Attributes:
+      num_steps: from noise to data, of equal length in time; the last of "sde" has length `last_step`.
+      solver: "euler", "heun" (two calls per step, but for the last), "dpm_solver" (second order, one call per step) or
+        "sde", which adds noise of variance sigma(t) per unit of time.
+      last_step: of "sde", see above.
+    """
+
+    num_steps: int = 50
+    solver: Literal["euler", "heun", "dpm_solver", "sde"] = "euler"
+    last_step: float = 0.04
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.num_steps < 1:
+            raise ConfigError(f"sample.num_steps={self.num_steps} must be at least 1")
+        if not 0 < self.last_step < 1:
+            raise ConfigError(f"sample.last_step={self.last_step} must lie in (0, 1)")
+
+    def table(self, path: paths.Path) -> solvers.Table:
+        """The sampler's table on this path."""
+        if self.solver == "sde":
+            return solvers.euler_maruyama(path, np.append(np.linspace(1, self.last_step, self.num_steps), 0.0))
+        times = np.linspace(1, 0, self.num_steps + 1)
+        if self.solver == "dpm_solver":
+            return solvers.dpm_solver(solvers.levels(path, times))
+        return {"euler": solvers.euler, "heun": solvers.heun}[self.solver](path, times)
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowMatching(Method):
+    """One network, one loss."""
+
+    network: dit.DiT
+    canvas: canvases.Canvas
+    config: Config
+
+    @property
+    def path(self) -> paths.Path:
+        return paths.PATHS[self.config.path]
+
+    def players(self) -> dict[str, PlayerSpec]:
+        return {"model": PlayerSpec()}
+
+    def init(self, key: Key) -> dict[str, Variables]:
+        return {"model": self.network.init(key, jnp.zeros((1, *self.canvas.shape)), jnp.zeros(1), jnp.zeros(1, int))}
+
+    def losses(self) -> tuple[LossSpec, ...]:
+        return (LossSpec("flow", self.loss, ("model",)),)
+
+    def loss(
+        self, variables: dict[str, Variables], batch: Batch, key: Key, step: Int[Array, ""]
+    ) -> tuple[Float[Array, ""], LossAux]:
+        """Mean squared error of the velocity; samples whose "valid" entry is False do not count."""
+        drop_key, draw_key = jax.random.split(key)
+        x, cond = self.canvas.read(batch), conditions.of_batch(batch)
+        cond = conditions.drop(cond, drop_key, self.config.label_drop, self.network.num_classes)
+        errors = self.errors(variables["model"], x, cond, *self._draw(draw_key, x))
+        valid = batch.get("valid", jnp.ones(len(x)))
+        return jnp.sum(errors * valid) / jnp.maximum(jnp.sum(valid), 1), LossAux({})
+
+    def evaluate(self, variables: dict[str, Variables], batch: Batch, key: Key) -> Metrics:
+        """The figure "mse" [b] of the velocity, at random times."""
+        x = self.canvas.read(batch)
+        return {"mse": self.errors(variables["model"], x, conditions.of_batch(batch), *self._draw(key, x))}
+
+    def errors(
+        self, model: Variables, x: Float[Array, "b h w c"], cond: Cond, t: Float[Array, "b"], noise: Array
+    ) -> Float[Array, "b"]:
+        """Mean squared error of the velocity of data x at times t."""
+        point = self.path(t)
+        velocity = self.velocity(model, paths.add_noise(point, x, noise), t, cond["label"])
+        return jnp.mean((velocity - paths.velocity(point, x, noise)) ** 2, axis=(1, 2, 3))
+
+    def _draw(self, key: Key, x: Array) -> tuple[Float[Array, "b"], Array]:
+        time_key, noise_key = jax.random.split(key)
+        return jax.random.uniform(time_key, x.shape[:1]), jax.random.normal(noise_key, x.shape)
+
+    def velocity(
+        self, model: Variables, x: Float[Array, "b h w c"], t: Float[Array, "b"], labels: Int[Array, "b"]
+    ) -> Float[Array, "b h w c"]:
+        """The predicted velocity, from data to noise."""
+        return -self.network.apply(model, x, 1 - t, labels)[..., : self.canvas.shape[-1]]
+
+    def sample(self, variables: dict[str, Variables], cond: Cond, keys: Keys, options: Sampling) -> Tokens:
+        def network(x: Array, t: Array, labels: Array) -> Array:
+            return self.velocity(variables["model"], x, t, labels)
+
+        velocity = canvases.guided(network, cond, self.network.num_classes, options)
+
+        def denoise(x: Array, t: Array) -> Array:
+            return paths.convert(self.path(t), x, velocity(x, t), "velocity", "denoised")
+
+        def noise(index: Int[Array, ""]) -> Array:
+            return canvases.normal(keys, self.canvas.shape, index + 1)
+
+        start = canvases.normal(keys, self.canvas.shape, 0)
+        return self.canvas.tokens(solvers.sample(options.table(self.path), denoise, start, noise))
+
+    def network_calls(self, options: Sampling) -> int:
+        return options.table(self.path).num_calls
+
+
+def build(config: Config, model: Model, task: Task) -> FlowMatching:
+    """The method for pixels or continuous tokens, conditional on the class.
+
+    Raises:
+      ConfigError: other tokens, or maps that the patches do not divide.
+    """
+    canvas = canvases.canvas(task, "flow_matching")
+    model.grid(canvas.shape)
+    channels = canvas.shape[-1] * (2 if config.learn_sigma else 1)
+    return FlowMatching(dit.DiT(model, canvas.shape, channels, task.num_classes), canvas, config)

@@ -1,0 +1,125 @@
+"""Solvers on Gaussian data, where the exact flow and every law along it are known.
+
+Tables are run here in float64, call by call, so that errors of high order are seen; one test holds the jitted loop
+against that.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxar.diffusion import paths, solvers
+
+MEAN, STD = 0.7, 0.4
+START = np.array([-1.3, 0.4, 2.0])
+
+
+def estimate(path):
+    """The exact expectation of x_0 for N(MEAN, STD^2)."""
+
+    def denoise(x, t):
+        point = path(t)
+        variance = point.alpha**2 * STD**2 + point.sigma**2
+        return MEAN + point.alpha * STD**2 / variance * (x - point.alpha * MEAN)
+
+    return denoise
+
+
+def run(table, denoise, start, noise=lambda index: 0.0):
+    """What `solvers.sample` computes, in float64."""
+    states, estimates = [start], []
+    for index in range(table.num_calls):
+        estimates.insert(0, denoise(states[0], np.array(table.times[index], np.float64)))
+        x = sum(w * s for w, s in zip(table.state[index], states))
+        x = x + sum(w * d for w, d in zip(table.denoised[index], estimates)) + table.noise[index] * noise(index)
+        states.insert(0, x)
+    return states[0]
+
+
+def times(num_steps):
+    return np.linspace(1, 0, num_steps + 1)
+
+
+SOLVERS = {
+    "euler": (1, solvers.euler),
+    "heun": (2, solvers.heun),
+    "ddim": (1, lambda path, t: solvers.ddim(solvers.levels(path, t))),
+    "dpm_solver": (2, lambda path, t: solvers.dpm_solver(solvers.levels(path, t))),
+}
+
+
+@pytest.mark.parametrize("path", paths.PATHS.values(), ids=paths.PATHS)
+@pytest.mark.parametrize("order, make", SOLVERS.values(), ids=SOLVERS)
+def test_the_error_falls_with_the_order_of_the_solver(order, make, path):
+    """Away from the ends, where both levels and the exact flow are smooth: from t = 0.9 to t = 0.1."""
+    errors, counts = [], (320, 640, 1280)
+    begin, end = path(np.array(0.9)), path(np.array(0.1))
+    spread = [np.sqrt(p.alpha**2 * STD**2 + p.sigma**2) for p in (begin, end)]
+    exact = end.alpha * MEAN + spread[1] / spread[0] * (START - begin.alpha * MEAN)
+    for count in counts:
+        table = make(path, np.linspace(0.9, 0.1, count + 1))
+        errors.append(np.abs(run(table, estimate(path), START) - exact).max())
+    slope = np.polyfit(np.log(counts), np.log(errors), 1)[0]
+    assert abs(slope + order) < 0.15, errors
+
+
+@pytest.mark.parametrize("path", paths.PATHS.values(), ids=paths.PATHS)
+@pytest.mark.parametrize("make", [make for _, make in SOLVERS.values()], ids=SOLVERS)
+def test_noise_becomes_data_by_quantiles(make, path):
+    np.testing.assert_allclose(run(make(path, times(200)), estimate(path), START), MEAN + STD * START, atol=0.02)
+
+
+@pytest.mark.parametrize("make", [make for _, make in SOLVERS.values()], ids=SOLVERS)
+@pytest.mark.parametrize("path", paths.PATHS.values(), ids=paths.PATHS)
+def test_data_at_a_point_is_reached_exactly(make, path):
+    """With a constant estimate the exponential solvers are exact, and all of them are on the straight path."""
+    reached = run(make(path, times(5)), lambda x, t: np.full_like(x, 0.7), START)
+    exact = path is paths.linear or make in (SOLVERS["ddim"][1], SOLVERS["dpm_solver"][1])
+    np.testing.assert_allclose(reached, 0.7, atol=1e-12 if exact else 0.5)
+
+
+def test_on_the_straight_path_ddim_is_euler():
+    euler, ddim = solvers.euler(paths.linear, times(7)), solvers.ddim(solvers.levels(paths.linear, times(7)))
+    for mine, other in zip(euler, ddim):
+        np.testing.assert_allclose(mine, other, atol=1e-14)
+
+
+def test_calls_are_counted():
+    counts = {name: make(paths.linear, times(6)).num_calls for name, (_, make) in SOLVERS.items()}
+    assert counts == {"euler": 6, "heun": 11, "ddim": 6, "dpm_solver": 6}
+
+
+def moments(table, path):
+    """Mean and variance of the samples: every call is affine in x and noise, so they follow from unit inputs."""
+    denoise = estimate(path)
+    offset = run(table, denoise, 0.0)
+    total = (run(table, denoise, 1.0) - offset) ** 2
+    for index in range(table.num_calls):
+        total += (run(table, denoise, 0.0, lambda i, index=index: float(i == index)) - offset) ** 2
+    return offset, total
+
+
+@pytest.mark.parametrize("path", paths.PATHS.values(), ids=paths.PATHS)
+def test_the_diffusion_has_the_law_of_the_flow(path):
+    """The last step gives an expectation, so what the last level adds to the data is missing from the variance."""
+    last = path(np.array(0.02))
+    missing = STD**2 * last.sigma**2 / (last.alpha**2 * STD**2 + last.sigma**2)
+    mean, variance = moments(solvers.euler_maruyama(path, np.append(np.linspace(1, 0.02, 400), 0.0)), path)
+    np.testing.assert_allclose(mean, MEAN, atol=0.01)
+    np.testing.assert_allclose(variance, STD**2 - missing, rtol=0.02)
+
+
+def test_the_diffusion_without_its_noise_misses_the_law():
+    table = solvers.euler_maruyama(paths.linear, np.append(np.linspace(1, 0.02, 400), 0.0))
+    assert moments(table._replace(noise=0 * table.noise), paths.linear)[1] < 0.8 * STD**2
+
+
+@pytest.mark.parametrize("name", ["heun", "sde"])
+def test_the_loop_follows_the_table(name):
+    path = paths.linear
+    noise = np.random.default_rng(0).normal(size=(12, 3))
+    table = solvers.heun(path, times(6)) if name == "heun" else solvers.euler_maruyama(path, times(6))
+    start = jnp.asarray(START, jnp.float32)
+    loop = jax.jit(lambda x: solvers.sample(table, estimate(path), x, lambda i: jnp.asarray(noise, jnp.float32)[i]))
+    np.testing.assert_allclose(loop(start), run(table, estimate(path), START, lambda i: noise[i]), atol=1e-5)
