@@ -79,7 +79,11 @@ def test_what_is_run_again(program, tmp_path, codes, restarts, end, calls):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_request_to_stop_reaches_the_command_and_ends_the_script(program, tmp_path, number):
     command = program("command", 'trap "sleep 0.3; exit 75" TERM; touch "$0.ready"; while :; do sleep 0.05; done')
-    script = subprocess.Popen(["bash", str(LAUNCH / "rerun.sh"), "--delay=0", "--", str(command)])
+    # A shell cannot trap a signal that it was started to ignore, as the tests themselves are in the background.
+    script = subprocess.Popen(
+        ["bash", str(LAUNCH / "rerun.sh"), "--delay=0", "--", str(command)],
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+    )
     try:
         while not (tmp_path / "command.ready").exists() and script.poll() is None:
             time.sleep(0.02)

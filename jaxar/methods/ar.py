@@ -82,12 +82,14 @@ class AR(Method):
     def loss(
         self, variables: dict[str, Variables], batch: Batch, key: Key, step: Int[Array, ""]
     ) -> tuple[Float[Array, ""], LossAux]:
-        """Mean cross-entropy in nats per token."""
+        """Mean cross-entropy in nats per token; samples whose "valid" entry is False do not count."""
         drop_key, dropout_key = jax.random.split(key)
         net = self.network
         cond = conditions.drop(conditions.of_batch(batch), drop_key, self.config.label_drop, net.num_classes)
         logits = net.apply(variables["model"], batch["ids"], cond, deterministic=False, rngs={"dropout": dropout_key})
-        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["ids"]).mean(), LossAux({})
+        nll = optax.softmax_cross_entropy_with_integer_labels(logits, batch["ids"]).mean(axis=1)
+        valid = batch.get("valid", jnp.ones(nll.shape)).astype(nll.dtype)
+        return jnp.sum(nll * valid) / jnp.maximum(jnp.sum(valid), 1), LossAux({})
 
     def evaluate(self, variables: dict[str, Variables], batch: Batch, key: Key) -> Metrics:
         """Figures [b]: `bits_per_token`, and `accuracy`, the share of tokens whose largest logit is right."""

@@ -68,6 +68,9 @@ def test_loss_and_figures_are_the_mean_log_likelihood():
     np.testing.assert_allclose(loss, -picked.mean(), rtol=1e-5)
     np.testing.assert_allclose(figures["bits_per_token"], -picked.mean(1) / np.log(2), rtol=1e-5)
     np.testing.assert_allclose(figures["accuracy"], (logits.argmax(-1) == BATCH["ids"]).mean(1))
+    batch = {**BATCH, "valid": jnp.array([True, False, True])}
+    loss, _ = jax.jit(method.loss)(VARIABLES, batch, jax.random.key(0), jnp.int32(0))
+    np.testing.assert_allclose(loss, -picked[::2].mean(), rtol=1e-5)
 
 
 def test_labels_are_dropped_at_the_given_rate():
