@@ -137,6 +137,7 @@ VAR = "--arch=var --arch_config={in}/arch.json --workdir={out}/run "
 MISTAKES = [
     ("--workdir={out}/run", "one of the arguments --arch --export is required"),
     ("--arch=vra --workdir={out}/run", "unknown value of --arch 'vra'.*did you mean 'var'"),
+    ("--arch=inception --weights=x.pth --workdir={out}/run", "--arch=inception is nothing that samples or encodes"),
     ("--arch=var_d16 --workdir={out}/run", "--weights is missing: --arch=var_d16 needs the weights of 'var'"),
     (VAR + "--weights={in}/var.safetensors", "--tokenizer is missing: --arch=var needs the weights of 'vae'"),
     (VAR + "--weights={in}/absent.pth", "absent.pth is no file"),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxar.config import ConfigError, unknown
-from jaxar.interop import safetensors_file
+from jaxar.interop import drawn_weights, safetensors_file
 
 _FORMAT = 1
 
@@ -84,6 +84,7 @@ def read(path: str | pathlib.Path) -> Fixture:
             raise ConfigError(f"{described} has format {meta['format']!r}; this version reads format {_FORMAT}")
         outputs = tuple(_outputs(meta["tensors"]))
         name, family, models = meta["name"], meta["family"], meta.get("models") or {}
+        drawn = _drawn(meta, path)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, ConfigError):
             raise
@@ -92,7 +93,16 @@ def read(path: str | pathlib.Path) -> Fixture:
     absent = [output.name for output in outputs if output.name not in tensors]
     if absent:
         raise ConfigError(f"{path} lacks {', '.join(absent)}")
-    return Fixture(path, name, family, models, outputs, tensors)
+    return Fixture(path, name, family, models | ({family: {}} if drawn else {}), outputs, tensors | drawn)
+
+
+def _drawn(meta: Mapping[str, Any], path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The arrays of the network that gives the family its name, where the fixture describes them only."""
+    weights = meta.get("weights")
+    if not isinstance(weights, Mapping) or weights.get("stored", True):  # a text describes stored ones
+        return {}
+    arrays = drawn_weights.draw(meta["state_dict"]["entries"], weights, str(path))
+    return {f"param/{meta['family']}/{name}": array for name, array in arrays.items()}
 
 
 def _outputs(entries: Mapping[str, Any]) -> Iterator[Output]:

@@ -3,6 +3,7 @@
 `.safetensors`; `.pth`, `.pt`, `.ckpt` as written by torch; Flax's msgpack. The format is recognised by content.
 """
 
+import hashlib
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -43,16 +44,24 @@ def read(path: str | pathlib.Path, entry: str | None = None) -> dict[str, np.nda
     return arrays
 
 
+def fingerprint(arrays: Mapping[str, np.ndarray]) -> str:
+    """A sha256 of weights that no file format changes: of their float32 values, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(np.ascontiguousarray(arrays[name], "<f4").tobytes())
+    return digest.hexdigest()
+
+
 def _load(path: pathlib.Path) -> Any:
     with path.open("rb") as file:
         start = file.read(16)
-    if start.startswith(_ZIP):
+    if start.startswith((_ZIP, torch_file.OLD)):
         return torch_file.read(path)
     if path.suffix == ".safetensors" or start[8:9] == b"{":
         return safetensors_file.read(path)
     if start and (0x81 <= start[0] <= 0x8F or start[0] in (0xDE, 0xDF)):  # MessagePack: a map with entries comes first
         return _read_msgpack(path)
-    raise ConfigError(f"{path} is neither safetensors, nor torch's zip format, nor Flax msgpack; convert it before")
+    raise ConfigError(f"{path} is neither safetensors, nor torch's, nor Flax msgpack; convert it before")
 
 
 def _read_msgpack(path: pathlib.Path) -> Any:

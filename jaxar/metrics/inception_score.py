@@ -1,12 +1,30 @@
 """Inception score of class logits: exp of the mutual information between image and predicted class, per split."""
 
+from typing import NamedTuple
+
 import numpy as np
-from scipy.special import log_softmax, logsumexp
+from scipy.special import log_softmax, xlogy
 
 from jaxar.typing import Float, typechecked
 
+SPLIT_SIZE = 5000  # of Dhariwal and Nichol, Diffusion Models Beat GANs on Image Synthesis, 2021
 
-def splits_of_size(num_images: int, size: int = 5000) -> list[slice]:
+
+class SplitSums(NamedTuple):
+    """Running sums over the images of one split: their number, of p [v], and of sum_v p log p; float64."""
+
+    count: int
+    probabilities: np.ndarray
+    negentropy: float
+
+    @property
+    def score(self) -> float:
+        """In [1, v]."""
+        marginal = self.probabilities / self.count
+        return float(np.exp(self.negentropy / self.count - xlogy(marginal, marginal).sum()))
+
+
+def splits_of_size(num_images: int, size: int = SPLIT_SIZE) -> list[slice]:
     """Consecutive splits of `size` images; a short last one counts fully (the rule of Dhariwal and Nichol, 2021)."""
     return [slice(i, min(i + size, num_images)) for i in range(0, num_images, size)]
 
@@ -24,10 +42,31 @@ def inception_score(logits: Float[np.ndarray, "n v"], splits: list[slice]) -> Fl
 
     Reference: Salimans et al., Improved Techniques for Training GANs, 2016, Sec. 4.
     """
+    return np.array([_sums(logits[rows]).score for rows in splits])
+
+
+@typechecked
+def update(
+    splits: tuple[SplitSums, ...], logits: Float[np.ndarray, "b v"], size: int = SPLIT_SIZE
+) -> tuple[SplitSums, ...]:
+    """Adds a batch of images: fills the last split up to `size`, then begins others.
+
+    After all batches the splits are those of `splits_of_size`, however the images were cut into batches.
+    """
+    while len(logits):
+        open_ = splits[-1] if splits and splits[-1].count < size else None
+        room = size - open_.count if open_ else size
+        sums = _sums(logits[:room])
+        splits = (*splits[:-1], _add(open_, sums)) if open_ else (*splits, sums)
+        logits = logits[room:]
+    return splits
+
+
+def _sums(logits: np.ndarray) -> SplitSums:
     log_p = log_softmax(logits.astype(np.float64), axis=1)
-    return np.array([_score(log_p[rows]) for rows in splits])
+    p = np.exp(log_p)
+    return SplitSums(len(logits), p.sum(0), float((p * log_p).sum()))
 
 
-def _score(log_p: np.ndarray) -> float:
-    log_marginal = logsumexp(log_p, axis=0) - np.log(len(log_p))
-    return float(np.exp((np.exp(log_p) * (log_p - log_marginal)).sum(1).mean()))
+def _add(a: SplitSums, b: SplitSums) -> SplitSums:
+    return SplitSums(a.count + b.count, a.probabilities + b.probabilities, a.negentropy + b.negentropy)

@@ -89,14 +89,20 @@ def evaluate_reconstruction(
             f"{reconstructions.shape}; both must be uint8 of one shape"
         )
     check_count("the reconstruction set", len(images), 2)
-    metrics = {
-        name: float(map_batches(fn, classifier.to_float(images), classifier.to_float(reconstructions)).mean())
-        for name, fn in (("psnr", reconstruction.psnr), ("ssim", reconstruction.ssim))
-    }
+    metrics = {name: float(values.mean()) for name, values in fidelity(images, reconstructions).items()}
     if net is not None:
         before, after = (frechet.fit(classifier.describe(net, x).features) for x in (images, reconstructions))
         metrics[f"rfd_{net.name}"] = frechet.distance(before, after)
     return {"metrics": metrics, "protocol": _record("reconstruction", net, len(images), seed=None)}
+
+
+def fidelity(images: np.ndarray, reconstructions: np.ndarray) -> dict[str, np.ndarray]:
+    """`psnr` in dB and `ssim` of each pair of uint8 images [n h w c]."""
+    before, after = classifier.to_float(images), classifier.to_float(reconstructions)
+    return {
+        name: map_batches(fn, before, after)
+        for name, fn in (("psnr", reconstruction.psnr), ("ssim", reconstruction.ssim))
+    }
 
 
 def summarize(results: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
@@ -148,9 +154,14 @@ def _record(name: str, net: FeatureNet | None, count: int, seed: int | None) -> 
         "n": count,
         "features": net.name if net else None,
         "features_sha256": net.sha256 if net else None,
-        "versions": {"jaxar": jaxar.__version__} | {library: metadata.version(library) for library in _LIBRARIES},
+        "versions": versions(),
         "seed": seed,
     }
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that a number may depend on."""
+    return {"jaxar": jaxar.__version__} | {library: metadata.version(library) for library in _LIBRARIES}
 
 
 def _spread(scores: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:

@@ -18,7 +18,8 @@ from jaxar.metrics.classifier import FeatureNet
 from jaxar.metrics.frechet import Gaussian
 
 STATISTICS_KEYS = (("mu", "sigma"), ("ref_mu", "ref_sigma"), ("mean", "cov"))
-KIND = "gfid"  # what a file of statistics says if it was made to judge samples; "rfid" judges reconstructions
+# What a file of statistics was made to judge, as it says under `kind`; one that does not say is for samples.
+KINDS = {"gfid": "samples, against the training set", "rfid": "reconstructions, against validation images"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,7 +89,7 @@ def from_images(name: str, images: np.ndarray, net: FeatureNet) -> Reference:
     """
     check_count("reference", len(images), 2)
     features = classifier.describe(net, images).features
-    return Reference(name, net, _sha256(images), len(images), frechet.fit(features), features, train=None)
+    return Reference(name, net, sha256(images), len(images), frechet.fit(features), features, train=None)
 
 
 def from_file(path: pathlib.Path, net: FeatureNet) -> Reference:
@@ -98,17 +99,14 @@ def from_file(path: pathlib.Path, net: FeatureNet) -> Reference:
       ConfigError: unreadable, wrong keys, shapes or types, or statistics made to judge reconstructions.
     """
     arrays = read_npz(path, "reference")
-    kind = str(arrays.get("kind", KIND))
-    if kind != KIND:
-        raise ConfigError(
-            f"{path} has kind={kind!r}; samples are compared with kind={KIND!r} (rfid statistics come from validation "
-            "images and would give another number); use statistics of the training set"
-        )
+    check_kind(path, arrays, "gfid")
     if "arr_0" in arrays:
         return from_images(path.name, arrays["arr_0"], net)
-    gaussian = _read_gaussian(path, arrays, net)
+    if not has_statistics(arrays):
+        raise no_reference(path, arrays)
+    gaussian = read_gaussian(path, arrays, net.module.feature_dim, net.name)
     num_images = int(arrays["n"]) if "n" in arrays else None
-    return Reference(path.name, net, _sha256(*gaussian), num_images, gaussian, features=None, train=None)
+    return Reference(path.name, net, sha256(*gaussian), num_images, gaussian, features=None, train=None)
 
 
 def read_split(config: DataConfig, split: str, rows: Sequence[int] | None = None) -> Labelled:
@@ -141,24 +139,52 @@ def read_npz(path: pathlib.Path, role: str) -> Mapping[str, np.ndarray]:
         raise ConfigError(f"{role}={str(path)!r} is no readable .npz file ({error}); write it with np.savez") from error
 
 
-def _read_gaussian(path: pathlib.Path, arrays: Mapping[str, np.ndarray], net: FeatureNet) -> Gaussian:
-    pairs = [keys for keys in STATISTICS_KEYS if all(k in arrays for k in keys)]
-    if not pairs:
-        accepted = ", ".join("/".join(keys) for keys in STATISTICS_KEYS)
+def check_kind(path: pathlib.Path, arrays: Mapping[str, np.ndarray], wanted: str) -> None:
+    """Refuses a file that was made to judge something else: of all mistakes, this one looks most like a result."""
+    kind = str(arrays["kind"]) if "kind" in arrays else "gfid"
+    if kind != wanted:
+        said = f"kind={kind!r}" if "kind" in arrays else f"no kind, which means {kind!r}"
         raise ConfigError(
-            f"{path} has keys {', '.join(arrays) or 'none'}; it needs arr_0 (images) or one of {accepted}"
+            f"{path} has {said}; needed is {wanted!r} (statistics for {KINDS[wanted]}), the other would give another "
+            "number; use such a file, python -m jaxar.reference makes one"
         )
-    mean, covariance = (arrays[key].astype(np.float64) for key in pairs[0])
-    dim = net.module.feature_dim
+
+
+def has_statistics(arrays: Mapping[str, np.ndarray]) -> bool:
+    """Whether there are mean and covariance under one of `STATISTICS_KEYS`."""
+    return any(all(key in arrays for key in keys) for keys in STATISTICS_KEYS)
+
+
+def no_reference(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> ConfigError:
+    """The error for a file without images and statistics."""
+    accepted = ", ".join("/".join(keys) for keys in STATISTICS_KEYS)
+    return ConfigError(f"{path} has keys {', '.join(arrays) or 'none'}; it needs arr_0 (images) or one of {accepted}")
+
+
+def read_gaussian(
+    path: pathlib.Path,
+    arrays: Mapping[str, np.ndarray],
+    dim: int,
+    network: str,
+    spellings: Sequence[tuple[str, str]] = STATISTICS_KEYS,
+) -> Gaussian:
+    """Mean and covariance of `dim` features of the network called `network`, under the first spelling that is there.
+
+    Raises:
+      ConfigError: other shapes.
+    """
+    keys = next(keys for keys in spellings if all(key in arrays for key in keys))
+    mean, covariance = (arrays[key].astype(np.float64) for key in keys)
     if mean.shape != (dim,) or covariance.shape != (dim, dim):
         raise ConfigError(
-            f"{path} has {'/'.join(pairs[0])} of shapes {mean.shape} and {covariance.shape}; the feature network "
-            f"{net.name!r} has {(dim,)} and {(dim, dim)}: use statistics of that network, or images (arr_0)"
+            f"{path} has {'/'.join(keys)} of shapes {mean.shape} and {covariance.shape}; the feature network "
+            f"{network!r} has {(dim,)} and {(dim, dim)}: use statistics of that network, or images (arr_0)"
         )
     return Gaussian(mean, covariance)
 
 
-def _sha256(*arrays: np.ndarray) -> str:
+def sha256(*arrays: np.ndarray) -> str:
+    """A fingerprint of arrays with their types and shapes."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(f"{array.dtype}{array.shape}".encode())

@@ -1,6 +1,7 @@
-"""Bicubic and area resizing of NHWC arrays, equal to the kernels that published multi-scale tokenizers learned with.
+"""Bicubic and area resizing of NHWC arrays, equal to the kernels that published multi-scale tokenizers learned with,
+and the bilinear one of published evaluations.
 
-Both are separable and linear: each is one fixed matrix per axis, computed in float64 and applied as a matrix product.
+The first two are one fixed matrix per axis, computed in float64 and applied as a matrix product.
 `jax.image.resize` differs: its cubic kernel has a = -0.5, renormalises at the border and smooths when it shrinks.
 """
 
@@ -65,6 +66,25 @@ def bicubic(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "
 def area(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b ho wo c"]:
     """Resizes `x` to (height, width) = `size` by averaging windows with `area_matrix`."""
     return _apply(x, area_matrix(x.shape[1], size[0]), area_matrix(x.shape[2], size[1]))
+
+
+@typechecked
+def bilinear_tf1(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b ho wo c"]:
+    """Resizes `x` to (height, width) = `size` as TensorFlow 1 did, in float32.
+
+    Pixel i of the result is read at i * old / new: corners, not centres, are aligned at the top left, and shrinking
+    does not smooth. Published evaluations see images through it.
+    """
+    x = _lerp(x, x.shape[2], size[1], axis=2)
+    return _lerp(x, x.shape[1], size[0], axis=1)
+
+
+def _lerp(x: Array, size: int, new_size: int, axis: int) -> Array:
+    places = np.arange(new_size, dtype=np.float32) * np.float32(size / new_size)
+    low = np.floor(places).astype(int)
+    below, above = (jnp.take(x, np.minimum(i, size - 1), axis=axis) for i in (low, low + 1))
+    share = (places - low).astype(np.float32).reshape([-1 if i == axis else 1 for i in range(x.ndim)])
+    return below + (above - below) * share
 
 
 def _apply(x: Array, rows: np.ndarray, columns: np.ndarray) -> Array:

@@ -27,7 +27,12 @@ def known():
     return [name for name, meta in described.items() if meta.get("family") in families]
 
 
-@pytest.mark.parametrize("name", known())
+def marked(name):
+    """The whole Inception network compiles for most of a minute; tests/models/inception_test.py has its beginning."""
+    return pytest.param(name, marks=pytest.mark.slow) if name == "inception_fid" else name
+
+
+@pytest.mark.parametrize("name", [marked(name) for name in known()])
 def test_our_networks_and_samplers_give_the_official_numbers(name):
     fixture = fixtures.read(GOLDEN / f"{name}.safetensors")
     rows = check.check(fixture)

@@ -7,7 +7,7 @@ import pytest
 from flax import serialization
 
 from jaxar.config import ConfigError
-from jaxar.interop import readers, safetensors_file
+from jaxar.interop import readers, safetensors_file, torch_file
 
 TORCH = pathlib.Path(__file__).parent.parent / "golden" / "torch_checkpoint.pth"
 X, Y = np.arange(3, dtype=np.float32), np.ones((2, 2), np.float32)
@@ -58,11 +58,10 @@ def test_names_that_differ_in_prefixes_alone_are_refused(tmp_path):
         readers.read(tmp_path / "x.safetensors")
 
 
-LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j"  # how files of torch before 1.6 begin
 UNREADABLE = [
     (b"", "x.pth is neither"),
     (b"text", "x.pth is neither"),
-    (LEGACY, "x.pth is neither"),
+    (torch_file.OLD + b"broken", "x.pth cannot be read as a file of torch.save"),
     (b"\x82\xa1x", "x.pth is no whole msgpack file"),
     (b"PK\x03\x04broken", "x.pth cannot be read as a file of torch.save"),
 ]

@@ -163,3 +163,45 @@ def test_every_truncation_is_one_error(tmp_path):
         (tmp_path / "x.pth").write_bytes(whole[:size])
         with pytest.raises(ConfigError):
             torch_file.read(tmp_path / "x.pth")
+
+
+OLD = REAL.with_name("torch_legacy.pth")
+
+
+def test_a_file_of_the_old_format_gives_its_arrays():
+    found = torch_file.read(OLD)
+    base, weights = np.arange(12, dtype=np.float32).reshape(3, 4), found["state_dict"]
+    expected = {
+        "a": base,
+        "b": base.T,
+        "c": base.ravel()[4:8],
+        "d": np.array(7),
+        "e": jnp.array([1.5, -2], jnp.bfloat16),
+    }
+    assert found["epoch"] == 3 and weights.keys() == expected.keys()
+    for name, array in expected.items():
+        assert weights[name].dtype == array.dtype, name
+        np.testing.assert_array_equal(weights[name], array, err_msg=name)
+
+
+def changed(old, new):
+    content = OLD.read_bytes()
+    assert content.count(old) >= 1
+    return content.replace(old, new)
+
+
+DAMAGED_OLD = {
+    "cut": (OLD.read_bytes()[:-1], "storage '.*' does not hold"),
+    "of another version": (changed(b"\x80\x02M\xe9\x03.", b"\x80\x02M\xea\x03."), "is refused: its version is 1002"),
+    "of another byte order": (changed(b"endianq\x02\x88", b"endianq\x02\x89"), "its system .*False"),
+    "of a longer storage": (changed(b"h\tK\x0cNtq\x12", b"h\tK\x0dNtq\x12"), "storage '.*' is described in two ways"),
+    "whose view is too long": (changed(b"QK\x00K\x03K\x04\x86", b"QK\x01K\x03K\x04\x86"), "ends beyond its storage"),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED_OLD)
+def test_an_old_file(what, tmp_path):
+    content, message = DAMAGED_OLD[what]
+    (tmp_path / "x.pth").write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        torch_file.read(tmp_path / "x.pth")

@@ -71,3 +71,11 @@ def test_wide_features():
     # 2048 dimensions and few features: only the mean differs.
     x = features(40, 8) @ np.eye(8, 2048, dtype=np.float32)
     assert frechet.distance(frechet.fit(x), frechet.fit(x + 0.125)) == pytest.approx(2048 * 0.125**2, rel=1e-3)
+
+
+def test_sums_in_float32_lose_what_float64_keeps():
+    # The same three features: in float32 squares of 1e4 differ by less than their rounding.
+    x = np.array([[1e4 - 1], [1e4], [1e4 + 1]], np.float32)
+    single = frechet.FeatureSums(3, x.sum(0), x.T @ x)
+    assert single.outer.dtype == np.float32
+    assert abs(frechet.compute(single).covariance.item() - 1.0) > 0.5

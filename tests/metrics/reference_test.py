@@ -62,7 +62,7 @@ def test_statistics_in_a_file(npz, digits_reference, keys):
 
 def test_statistics_for_reconstructions_are_refused(npz, digits_reference):
     mean, covariance = digits_reference.gaussian
-    with pytest.raises(ConfigError, match=r"user\.npz has kind='rfid'; samples are compared with kind='gfid'"):
+    with pytest.raises(ConfigError, match=r"user\.npz has kind=.rfid.; needed is .gfid."):
         reference.load(npz(mu=mean, sigma=covariance, kind="rfid"), features="digits")
 
 
