@@ -216,18 +216,18 @@ def _override(values: dict[str, Any], key: str, value: Any) -> None:
     section[last] = value
 
 
-def add_fields(parser: argparse.ArgumentParser, cls: type, title: str) -> None:
-    """An option per field of a frozen dataclass, absent unless given: `--top_k=100`."""
+def add_fields(parser: argparse.ArgumentParser, cls: type, title: str, convert: Callable[[str], Any] = literal) -> None:
+    """An option per field of a frozen dataclass, absent unless given: `--top_k=100`. `convert` makes its value."""
     group = parser.add_argument_group(title)
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         kind = getattr(hints[field.name], "__name__", str(hints[field.name]))
         group.add_argument(
-            f"--{field.name}", type=literal, default=argparse.SUPPRESS, metavar=kind, help=f"default {field.default!r}"
+            f"--{field.name}", type=convert, default=argparse.SUPPRESS, metavar=kind, help=f"default {field.default!r}"
         )
 
 
-def add_workdir_options(parser: Parser, argv: Sequence[str]) -> None:
+def add_workdir_options(parser: Parser, argv: Sequence[str], convert: Callable[[str], Any] = literal) -> None:
     """The sampling options of the method in `--workdir`, which are known once the workdir is."""
     early = Parser("", add_help=False)
     early.add_argument("--workdir")
@@ -236,7 +236,7 @@ def add_workdir_options(parser: Parser, argv: Sequence[str]) -> None:
         return
     cls = settings.sampling_class(workdir.open_config(pathlib.Path(folder), "--workdir"))
     if cls is not None:
-        add_fields(parser, cls, "sampling options of this workdir's method (default: its configuration)")
+        add_fields(parser, cls, "sampling options of this workdir's method (default: its configuration)", convert)
 
 
 def given_options(args: argparse.Namespace, cls: type) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import pytest
 
-from jaxar import cli, encode, evaluate, sample, train
+from jaxar import cli, encode, evaluate, leaderboard, reference, sample, sweep, train
 from jaxar import list as listing
 from jaxar.data import __main__ as data
 
@@ -24,6 +24,9 @@ COMMANDS = {
     "encode": encode.command,
     "data": data.command,
     "list": listing.command,
+    "reference": reference.command,
+    "sweep": sweep.command,
+    "leaderboard": leaderboard.command,
 }
 
 
@@ -86,6 +89,7 @@ AR = "train --config={configs}/ar_digits.py:smoke --workdir={out}/run --config.t
 SAMPLE = "sample --workdir={ar} --num=8 --out={out}/x.npz "
 EVALUATE = "evaluate --workdir={ar} --reference=digits "
 SCORE = "evaluate --samples={in}/images.npz "
+REFERENCE = "reference --inception=x.pth --split=test --out={out}/x.npz --data.name=digits "
 ENCODE = "encode --workdir={vq} --out={out}/cache "
 
 MISTAKES = [
@@ -212,6 +216,13 @@ MISTAKES = [
     (SCORE + "--reference=digits --samples={in}/floats.npz", "float32"),
     (SCORE + "--reference=digits --samples={in}/large.npz", r"shape \(8, 16, 16, 1\) .* it takes uint8 \(n, 8, 8, 1\)"),
     (SCORE + "--reference=digits --samples={in}/labels.npz", "labels reach from 10 to 10.* classes 0..9"),
+    (EVALUATE + "--inception=no.pth", "--inception='no.pth' is no file; give pt_inception-2015-12-05-6726825d.pth"),
+    (EVALUATE + "--inception={in}/text.npz", "text.npz is neither safetensors, nor torch's"),
+    (EVALUATE + "--inception=x --features=digits", "--features: not allowed with argument --inception"),
+    (REFERENCE + "--split=val", "--split: invalid choice: 'val'"),
+    (REFERENCE + "--out={out}/x", "--out='.*x' must end in .npz"),
+    (REFERENCE + "--data.name=digit", "unknown dataset 'digit'.*did you mean 'digits'"),
+    (REFERENCE + "--inception=no.pth", "--inception='no.pth' is no file; give pt_inception"),
     # Caches and data.
     ("encode --workdir={vq}", "required: --out"),
     (ENCODE + "--workdir={out}/no", "--workdir='.*/no' does not exist"),

@@ -26,8 +26,10 @@ LAYERS = (
     ("cli", "parents"),
     ("experiment", "run", "backend"),
     ("meter", "evaluation"),
-    ("interop",),
-    ("train", "sample", "evaluate", "encode", "convert", "list"),
+    ("interop", "scoring"),
+    ("train", "sample", "evaluate", "encode", "convert", "list", "reference", "sweep", "suites"),
+    ("contest",),
+    ("leaderboard",),
 )
 # Commands that live in a package of a lower layer.
 COMMANDS = ("data.__main__", "metrics.train_classifier")

@@ -4,7 +4,7 @@ import types
 
 import pytest
 
-from jaxar import evaluate, partition
+from jaxar import partition, scoring
 from jaxar.config import ConfigError
 
 
@@ -15,8 +15,8 @@ def test_validation_runs_on_a_mesh_that_does_not_divide_its_batch(monkeypatch):
         method=types.SimpleNamespace(players=dict),
         variables={},
     )
-    monkeypatch.setattr(evaluate, "Validation", lambda method, prepare: lambda variables, batches: list(batches))
-    batches = evaluate.validate(opened)
+    monkeypatch.setattr(scoring, "Validation", lambda method, prepare: lambda variables, batches: list(batches))
+    batches = scoring.validate(opened)
     assert [len(batch["label"]) for batch in batches] == [184, 184]
     assert sum(int(batch["valid"].sum()) for batch in batches) == 360
 
@@ -25,5 +25,5 @@ def test_statistics_without_a_count_need_the_number_of_samples():
     statistics = types.SimpleNamespace(name="statistics.npz", train=None, num_images=None)
     opened = types.SimpleNamespace(task=types.SimpleNamespace(num_classes=10))
     with pytest.raises(ConfigError, match=r"--num is missing: statistics.npz does not say how many"):
-        evaluate._labels(opened, statistics, None)
-    assert list(evaluate._labels(opened, statistics, 3)) == [0, 1, 2]
+        scoring.sample_labels(opened, statistics, None)
+    assert list(scoring.sample_labels(opened, statistics, 3)) == [0, 1, 2]

@@ -1,0 +1,204 @@
+"""Trains every method on one dataset under one budget and compares them.
+
+python -m jaxar.leaderboard --suite=digits --out=DIR [--methods=A,B] [--max_parameters=N] [--max_steps=N] [...]
+
+Run in a checkout. The suite is every configs/NAME_digits.py whose method samples; runs that a configuration builds on
+(tokenizers, teachers) are trained first, once. All runs lie in DIR/runs; finished ones are used as they are, and the
+same command goes on where it stopped.
+
+The budget: a method with more parameters (of the network that samples; parents are not counted) is refused and not
+trained. Longer training is cut to --max_steps, the learning rate's schedule being made for that length, and the table
+says so. Time is only known afterwards: what took longer than --max_seconds is marked and ranks behind the others. It is
+the time of the steps, without compilation, evaluation and saving. A method that fails is listed with its error and does
+not stop the others; the exit code is then 1.
+
+Written: leaderboard.json, leaderboard.md and leaderboard.png (quality against latency).
+"""
+
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+
+from jaxar import backend, cli, contest, evaluate, scoring, suites, workdir
+from jaxar.config import ConfigError, unknown
+from jaxar.contest import Budget, Measuring, Row
+from jaxar.data.base import make_folder
+from jaxar.metrics import classifier
+from jaxar.metrics import reference as references
+
+FAILED = 1
+
+
+def compete(suite: suites.Suite, budget: Budget, measuring: Measuring) -> list[Row]:
+    """A row per method, the best first; see `contest.enter`.
+
+    Raises:
+      contest.Stopped: SIGTERM ended a training.
+    """
+    judge = scoring.by_classifier(references.load(suite.dataset))
+    rows = []
+    for method in suite.methods:
+        try:
+            rows.append(contest.enter(suite, method, budget, measuring, judge))
+        except (ConfigError, FloatingPointError) as error:
+            rows.append({"method": method, "error": " ".join(str(error).split())})
+            print(f"{method}: {rows[-1]['error']}", file=sys.stderr)
+    return ranked(rows, budget, suite.dataset)
+
+
+def ranked(rows: Sequence[Row], budget: Budget, dataset: str) -> list[Row]:
+    """By distance, with "note": those within the time first, then those that took longer, then those not measured."""
+    noted = [row | {"note": _note(row, budget)} for row in rows]
+
+    def place(row: Row) -> tuple[int, float]:
+        if "metrics" not in row:
+            return 2 + ("error" in row), 0.0
+        return int(row["train_seconds"] > budget.max_seconds), row["metrics"][f"fd_{dataset}"]["mean"]
+
+    return sorted(noted, key=place)
+
+
+def _note(row: Row, budget: Budget) -> str:
+    if "error" in row:
+        return f"failed: {row['error']}"
+    if "refused" in row:
+        return f"refused: {row['refused']}"
+    notes = []
+    if row["num_steps"] < row["own_num_steps"]:
+        notes.append(f"cut from {row['own_num_steps']:,} steps")
+    if row["train_seconds"] > budget.max_seconds:
+        notes.append("over the time")
+    return ", ".join(notes)
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The table, with the budget above it."""
+    dataset, budget = report["suite"], report["budget"]
+    small, large = contest.BATCHES
+    head = [
+        "method",
+        f"fd_{dataset} ({len(report['measuring']['seeds'])} seeds)",
+        "floor",
+        "class consistency",
+        "bits per token",
+        "network calls",
+        f"ms per image, batch {small}",
+        f"ms per image, batch {large}",
+        "training, s",
+        "parameters",
+        "steps",
+        "note",
+    ]
+    lines = [
+        f"Budget: {budget['max_parameters']:,} parameters, {budget['max_steps']:,} steps, {budget['max_seconds']:g} s.",
+        "",
+        _line(head),
+        _line(["---"] * len(head)),
+        *(_line(_cells(row, dataset)) for row in report["rows"]),
+    ]
+    return "\n".join([*lines, ""])
+
+
+def _cells(row: Row, dataset: str) -> list[str]:
+    parameters, steps = (f"{row[name]:,}" if name in row else "" for name in ("parameters", "num_steps"))
+    if "metrics" not in row:
+        return [row["method"], *[""] * 8, parameters, steps, row["note"]]
+    distance, consistency = row["metrics"][f"fd_{dataset}"], row["metrics"]["class_consistency"]
+    bits = row["validation"].get("bits_per_token")
+    return [
+        row["method"],
+        f"{distance['mean']:.2f} ({distance['min']:.2f} to {distance['max']:.2f})",
+        f"{row['floor'][f'fd_{dataset}']['mean']:.2f}",
+        f"{consistency['mean']:.1%}",
+        "" if bits is None else f"{bits:.2f}",
+        str(row["network_calls"]),
+        *(f"{row['latency_ms'][str(size)]:.2f}" for size in contest.BATCHES),
+        f"{row['train_seconds']:.0f}",
+        parameters,
+        steps,
+        row["note"],
+    ]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def draw(rows: Sequence[Row], dataset: str, path: pathlib.Path) -> None:
+    """Distance against milliseconds per image at the large batch; bars span the seeds, open marks took too long."""
+    measured = [row for row in rows if "metrics" in row]
+    figure, axis = plt.subplots(figsize=(7, 5), layout="constrained")
+    for row in measured:
+        x, y = row["latency_ms"][str(contest.BATCHES[-1])], row["metrics"][f"fd_{dataset}"]
+        bars = [[y["mean"] - y["min"]], [y["max"] - y["mean"]]]
+        filled = "none" if "over the time" in row["note"] else "full"
+        axis.errorbar(x, y["mean"], bars, marker="o", fillstyle=filled, capsize=3)
+        axis.annotate(row["method"], (x, y["mean"]), xytext=(6, 6), textcoords="offset points")
+    if measured:
+        floor = measured[0]["floor"][f"fd_{dataset}"]["mean"]
+        axis.axhline(floor, color="grey", linestyle="--", label="floor: real training images")
+        axis.legend()
+        axis.set(xscale="log", yscale="log")
+    axis.set(xlabel=f"ms per image, batch {contest.BATCHES[-1]}", ylabel=f"fd_{dataset}, lower is better")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def command(argv: list[str]) -> int:
+    args = _parser().parse_args(argv)
+    if args.suite not in classifier.names():
+        raise unknown("value of --suite", args.suite, classifier.names())
+    out = pathlib.Path(args.out)
+    methods = tuple(args.methods.split(",")) if args.methods else ()
+    suite = suites.find(pathlib.Path("configs"), out / "runs", args.suite, args.arg, methods)
+    budget = Budget(args.max_parameters, args.max_steps, args.max_seconds)
+    measuring = Measuring(args.num, args.seeds)
+    make_folder(out, "--out")
+    backend.initialize()
+    try:
+        rows = compete(suite, budget, measuring)
+    except contest.Stopped:
+        return cli.PREEMPTED
+    report = {
+        "suite": args.suite,
+        "argument": args.arg,
+        "budget": dataclasses.asdict(budget),
+        "measuring": dataclasses.asdict(measuring),
+        "rows": rows,
+    }
+    workdir.write_json(out / "leaderboard.json", report)
+    (out / "leaderboard.md").write_text(markdown(report))
+    draw(rows, args.suite, out / "leaderboard.png")
+    cli.emit(report | {"out": str(out)}, f"{markdown(report)}\n{out}/leaderboard.json, .md, .png", args.json)
+    return FAILED if any("error" in row for row in rows) else 0
+
+
+def _parser() -> cli.Parser:
+    parser = cli.Parser(__doc__, prog="python -m jaxar.leaderboard")
+    parser.add_argument("--suite", required=True, metavar="NAME", help=f"one of {', '.join(classifier.names())}")
+    parser.add_argument("--out", required=True, metavar="DIR")
+    parser.add_argument("--methods", metavar="A,B", help="names of configurations without the suite's; default: all")
+    parser.add_argument("--arg", default="", help="argument of the configurations; 'smoke' tries them untrained")
+    parser.add_argument(
+        "--max_parameters", type=cli.integer(1), default=1_000_000, metavar="N", help="default 1,000,000"
+    )
+    parser.add_argument("--max_steps", type=cli.integer(1), default=3000, metavar="N", help="default 3,000")
+    parser.add_argument("--max_seconds", type=cli.integer(1), default=1800, metavar="N", help="default 1,800")
+    parser.add_argument(
+        "--num", type=cli.integer(1), metavar="N", help="samples per seed; default: as for jaxar.evaluate"
+    )
+    parser.add_argument("--seeds", type=evaluate.seeds, default="0,1,2", help="of the samples (default 0,1,2)")
+    parser.add_json()
+    return parser
+
+
+if __name__ == "__main__":
+    cli.main(command)

@@ -1,0 +1,195 @@
+"""The leaderboard on digits, with runs that other tests trained, and its rules on made-up rows."""
+
+import json
+import pathlib
+import re
+import shutil
+import types
+
+import numpy as np
+import pytest
+
+from jaxar import cli, contest, leaderboard, suites, workdir
+from jaxar.config import ConfigError
+from jaxar.methods import maskgit
+
+pytestmark = pytest.mark.xdist_group("runs")
+BUDGET = contest.Budget(max_parameters=100, max_steps=10, max_seconds=5.0)
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs a command line in this process; returns exit code, stdout and stderr."""
+
+    def run(line):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main(leaderboard.command, line.split())
+        return stop.value.code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def trained(monkeypatch, tokenizer_run, ar_run):
+    """Names of the runs that are trained; instead of training them, finished ones are copied."""
+    names = []
+    finished = {"vq_digits": tokenizer_run, "ar_digits": ar_run}
+
+    def copied(config, folder):
+        names.append(folder.name)
+        shutil.copytree(finished[folder.name], folder, dirs_exist_ok=True)
+        workdir.write_json(folder / "config.json", config)
+        return True
+
+    monkeypatch.setattr(contest.train, "train", copied)
+    return names
+
+
+def test_methods_are_trained_measured_and_not_done_again(run, trained, tmp_path, monkeypatch):
+    real = contest.count_parameters
+    more = {maskgit.MaskGIT: 10**6}
+    monkeypatch.setattr(contest, "count_parameters", lambda method: real(method) + more.get(type(method), 0))
+    line = f"--suite=digits --out={tmp_path} --arg=smoke --num=16 --seeds=0,1 --json"
+    code, out, _ = run(f"{line} --methods=maskgit,ar")
+    report = json.loads(out)
+    assert code == 0 and trained == ["vq_digits", "ar_digits"]
+    first, refused = report["rows"]
+    assert (first["method"], first["num_steps"], first["note"]) == ("ar", 2, "")
+    assert first["metrics"]["fd_digits"]["mean"] > first["floor"]["fd_digits"]["mean"] > 0
+    assert first["validation"]["bits_per_token"] > 0 and first["network_calls"] == 16
+    assert set(first["latency_ms"]) == {"1", "64"} and min(first["latency_ms"].values()) > 0
+    assert first["train_seconds"] > 0 and first["parameters"] < 10**6 < refused["parameters"]
+    assert refused["note"].endswith("parameters, 1,000,000 are allowed") and "metrics" not in refused
+    table = (tmp_path / "leaderboard.md").read_text()
+    assert table.startswith("Budget: 1,000,000 parameters, 3,000 steps, 1800 s.") and "| ar | " in table
+    assert (tmp_path / "leaderboard.png").stat().st_size > 5000
+
+    monkeypatch.setattr(contest, "measure", None)
+    code, out, _ = run(f"{line} --methods=maskgit,ar")
+    assert code == 0 and json.loads(out)["rows"] == report["rows"] and len(trained) == 2
+
+    # A run of another length is no run of this budget.
+    code, out, _ = run(f"{line} --methods=ar --max_steps=1")
+    (failed,) = json.loads(out)["rows"]
+    assert code == leaderboard.FAILED and "has done 2 steps" in failed["error"] and len(trained) == 2
+
+
+def row(method, distance=1.0, seconds=1.0, **changes):
+    spread = {"mean": distance, "min": distance, "max": distance}
+    return {
+        "method": method,
+        "parameters": 50,
+        "num_steps": 10,
+        "own_num_steps": 10,
+        "train_seconds": seconds,
+        "metrics": {"fd_digits": spread, "class_consistency": spread},
+        "floor": {"fd_digits": spread},
+        "validation": {},
+        "network_calls": 4,
+        "latency_ms": {"1": 2.0, "64": 1.0},
+    } | changes
+
+
+def test_what_exceeds_the_budget_ranks_behind():
+    rows = [
+        {"method": "broken", "error": "no"},
+        {"method": "large", "parameters": 200, "num_steps": 10, "own_num_steps": 10, "refused": "200"},
+        row("slow", 0.1, seconds=6),
+        row("far", 3.0),
+        row("near", 2.0, own_num_steps=30),
+    ]
+    ranked = leaderboard.ranked(rows, BUDGET, "digits")
+    assert {r["method"]: r["note"] for r in ranked} == {
+        "near": "cut from 30 steps",
+        "far": "",
+        "slow": "over the time",
+        "large": "refused: 200",
+        "broken": "failed: no",
+    }
+    assert [r["method"] for r in ranked] == ["near", "far", "slow", "large", "broken"]
+    report = {"suite": "digits", "budget": vars(BUDGET), "measuring": {"seeds": [0]}, "rows": ranked}
+    lines = leaderboard.markdown(report).splitlines()[2:]
+    assert len({line.count("|") for line in lines}) == 1 and len(lines) == 7
+
+
+def test_parameters_are_those_of_the_network_that_samples():
+    players = {"model": {"params": {"a": np.zeros((2, 3)), "b": np.zeros(5)}}, "critic": {"params": {"a": np.zeros(7)}}}
+    method = types.SimpleNamespace(players=lambda: players, init=lambda key: players)
+    assert contest.count_parameters(method) == 11
+
+
+def test_time_is_that_of_the_steps(tmp_path):
+    lines = [{"step": 50, "perf/step_time_s": 2.0}, {"step": 60, "eval": 1}, {"step": 70, "perf/step_time_s": 1.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert contest.train_seconds(tmp_path) == 50 * 2 + 20 * 1
+
+
+def test_a_longer_run_is_not_begun_in_the_folder_of_a_shorter_one(tmp_path):
+    config = {"train": {"num_steps": 2, "batch_size": 8}}
+    workdir.write_json(tmp_path / "config.json", config)
+    with pytest.raises(ConfigError, match="is a run of 2 steps, asked for are 3; choose a new --out"):
+        contest.train_once({"train": {"num_steps": 3, "batch_size": 8}}, tmp_path)
+
+
+def written(folder, **configs):
+    for stem, text in configs.items():
+        (folder / f"{stem}.py").write_text(f"def get_config(arg=''):\n    return {text}\n")
+    return suites.Suite(folder, folder / "runs", "digits", "", ())
+
+
+def test_parents_come_first_and_lie_among_the_runs(tmp_path):
+    suite = written(
+        tmp_path,
+        vq_digits="{}",
+        ar_digits="{'tokenizer': {'from_': 'out/vq_digits'}}",
+        few_digits="{'tokenizer': {'from_': 'out/vq_digits'}, 'teacher': {'from_': '/any/ar_digits', 'step': 3}}",
+    )
+    assert suite.parents("few_digits") == ["vq_digits", "ar_digits"]
+    config = suite.config("few_digits")
+    assert config["teacher"] == {"from_": str(tmp_path / "runs" / "ar_digits"), "step": 3}
+
+
+def test_parents_that_cannot_be_trained(tmp_path):
+    suite = written(
+        tmp_path,
+        a_digits="{'tokenizer': {'from_': 'out/no_digits'}}",
+        b_digits="{'teacher': {'from_': 'out/c_digits'}}",
+        c_digits="{'init_from': {'from_': 'out/b_digits'}}",
+    )
+    with pytest.raises(ConfigError, match="builds on 'no_digits', and there is no .*no_digits.py"):
+        suite.parents("a_digits")
+    with pytest.raises(ConfigError, match="builds on itself through 'b_digits'"):
+        suite.parents("b_digits")
+
+
+def test_the_suite_is_what_samples():
+    methods = suites.find(pathlib.Path("configs"), pathlib.Path("runs"), "digits").methods
+    assert {"ar", "next_scale", "maskgit", "mar"} <= set(methods) and not {"vq", "kl"} & set(methods)
+
+
+MISTAKES = [
+    ("--suite=digit --out={out}", "unknown value of --suite 'digit'.*did you mean 'digits'"),
+    ("--suite=digits --out={out} --methods=ar,maskgti", "method of the suite 'maskgti'.*did you mean 'maskgit'"),
+    ("--suite=digits --out={out} --arg=smke", "argument of the configuration 'smke'.*did you mean 'smoke'"),
+    ("--suite=digits --out={out} --max_steps=0", "--max_steps: '0' is not in 1, 2"),
+    ("--suite=digits", "required: --out"),
+]
+
+
+@pytest.mark.parametrize("line, message", MISTAKES)
+def test_a_mistake_is_one_line(line, message, run, tmp_path):
+    code, out, err = run(line.format(out=tmp_path))
+    assert (code, out, err.count("\n")) == (2, "", 1) and re.search(message, err), err
+
+
+def test_outside_a_checkout(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(f"--suite=digits --out={tmp_path}")
+    assert code == 2 and "has no configurations NAME_digits.py; run in a checkout" in err
+
+
+@pytest.mark.slow
+def test_from_nothing(run, tmp_path):
+    code, out, _ = run(f"--suite=digits --out={tmp_path} --arg=smoke --methods=ar,next_scale --num=16 --seeds=0 --json")
+    assert code == 0 and [r["note"] for r in json.loads(out)["rows"]] == ["", ""]
