@@ -27,7 +27,6 @@ from jaxar.metrics import classifier, fid
 from jaxar.metrics import reference as references
 from jaxar.metrics.inception import Extractor
 
-
 SEEDS = (0, 1, 2)
 
 
