@@ -52,6 +52,10 @@ def convert(
     given = base.as_models(changes, networks)
     models = {name: {**published.get(name, {}), **given.get(name, {})} for name in networks}
     official = base.family(family).describe(models)
+    if official.config is None:
+        raise ConfigError(
+            f"--arch={arch} is a piece of other networks, and no workdir holds it alone; convert the whole"
+        )
     sources = {}
     for part in official.parts:
         option = _TOKENIZER if part.player == _TOKENIZER and len(official.parts) > 1 else "weights"

@@ -288,6 +288,13 @@ def test_schedules_begin_with_all_and_end_with_none():
     np.testing.assert_allclose(mask_schedules.masked_share("log", np.array([1 / 256]), np.array([256.0])), [1.0])
 
 
+@pytest.mark.parametrize("name", ["cosine", "linear", "log", "exp", "pow2.5"])
+def test_shares_of_jax_are_those_of_numpy(name):
+    ratio, total = np.linspace(0.05, 0.95, 7, dtype=np.float32), np.full(1, 64, np.float32)
+    share = mask_schedules.masked_share(name, jnp.asarray(ratio), jnp.asarray(total))
+    np.testing.assert_allclose(share, mask_schedules.masked_share(name, ratio, total), rtol=1e-5)
+
+
 def test_counts_of_the_published_models():
     """MaskGIT's eight steps, and MAR's 64: one token at a time at first, seven at most."""
     assert mask_schedules.masked_counts("cosine", 8, 256)[:, 256].tolist() == [251, 236, 212, 181, 142, 97, 49, 0]
