@@ -53,7 +53,9 @@ def convert(
     models = {name: {**published.get(name, {}), **given.get(name, {})} for name in networks}
     official = base.family(family).describe(models)
     if official.config is None:
-        raise ConfigError(f"--arch={arch} is nothing that samples or encodes by itself; give the name of such weights")
+        raise ConfigError(
+            f"--arch={arch} is a piece of other networks, and no workdir holds it alone; name what samples or encodes"
+        )
     sources = {}
     for part in official.parts:
         option = _TOKENIZER if part.player == _TOKENIZER and len(official.parts) > 1 else "weights"

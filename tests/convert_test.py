@@ -7,6 +7,7 @@ import re
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import serialization, traverse_util
 
 import jaxar
 from jaxar import cli, convert, evaluate, sample
@@ -85,6 +86,51 @@ def test_official_arrays_come_out_bit_for_bit(converted, tmp_path):
     same(readers.read(tmp_path / "vae.safetensors"), arrays["vae"])
 
 
+@pytest.fixture(scope="module", params=["mar", "maskgit"])
+def masked_model(request, tmp_path_factory):
+    """A workdir of a masked method, made of files as published; its folder, and the official arrays by option."""
+    folder = tmp_path_factory.mktemp(request.param)
+    names = {
+        "mar": ("mar_d2", "mar", "mar_kl16", "vae"),
+        "maskgit": ("maskgit_d2", "transformer", "maskgit_vqgan", "vqgan"),
+    }
+    fixture, model, tokenizer_fixture, tokenizer = names[request.param]
+    (weights, sizes), (codec, described) = stored(fixture, model), stored(tokenizer_fixture, tokenizer)
+    if request.param == "mar":  # a checkpoint of training, of which the average counts
+        raw = {f"module.{name}": np.zeros_like(x) for name, x in weights.items()}
+        average = {f"module.{name}": x for name, x in weights.items()}
+        trees = {"model": raw, "model_ema": average, "epoch": 400}, {"model": dict(codec)}
+    else:
+        trees = tuple({"params": traverse_util.unflatten_dict(x, sep="/")} for x in (weights, codec))
+    for option, tree in zip(("weights", "tokenizer"), trees):
+        (folder / option).write_bytes(serialization.msgpack_serialize(tree))
+    code = run(
+        convert.command,
+        f"--arch={request.param}",
+        "--arch_config=" + json.dumps({model: sizes, tokenizer: described}),
+        f"--weights={folder}/weights",
+        f"--tokenizer={folder}/tokenizer",
+        f"--workdir={folder}/run",
+    )
+    assert code == 0
+    return folder / "run", {"export": weights, "tokenizer": codec}
+
+
+def test_masked_models_sample_from_published_files(masked_model, tmp_path):
+    folder, _ = masked_model
+    assert run(sample.command, f"--workdir={folder}", "--num=2", f"--out={tmp_path}/x.npz", "--num_steps=3") == 0
+    with np.load(tmp_path / "x.npz") as saved:
+        assert saved["arr_0"].shape == (2, 64, 64, 3) and saved["arr_0"].std() > 1
+
+
+def test_masked_models_come_out_bit_for_bit(masked_model, tmp_path):
+    folder, arrays = masked_model
+    targets = [f"--{option}={tmp_path}/{option}.safetensors" for option in arrays]
+    assert run(convert.command, f"--workdir={folder}", *targets) == 0
+    for option, expected in arrays.items():
+        same(readers.read(tmp_path / f"{option}.safetensors"), expected)
+
+
 def test_half_precision_comes_out_as_it_went_in(tmp_path):
     arrays, described = stored("llamagen_vq16", "vq")
     arrays = {name: x.astype(jnp.bfloat16) for name, x in arrays.items()}
@@ -126,6 +172,7 @@ def test_a_run_of_our_own_is_exported_under_our_names(ar_run, tmp_path):
 def test_published_names_have_the_published_sizes():
     """Parameters without buffers, to three digits; abstract, so that nothing is allocated."""
     sizes = {"var_d16": 310, "var_d30": 2010, "llamagen_b_256": 111, "llamagen_3b_384": 3096}
+    sizes |= {"mar_base": 208, "mar_large": 479, "mar_huge": 943, "maskgit_imagenet256": 172.5}
     for name, expected in sizes.items():
         family, models = base.architectures()[name]
         part = base.family(family).describe(models).parts[0]
@@ -136,8 +183,17 @@ def test_published_names_have_the_published_sizes():
 VAR = "--arch=var --arch_config={in}/arch.json --workdir={out}/run "
 MISTAKES = [
     ("--workdir={out}/run", "one of the arguments --arch --export is required"),
+    ("--arch=mar_schedules --workdir={out}/run", "--arch=mar_schedules is a piece of other networks"),
+    (
+        '--arch=mar_base --arch_config={{"vae":{{"ch_mult":[1,1,2,2]}}}} --weights=x --workdir={out}/run',
+        "mar.vae_stride=16, vae_embed_dim=16, but the stride of vae.ch_mult=.1, 1, 2, 2. is 8",
+    ),
+    (
+        '--arch=maskgit_imagenet256 --arch_config={{"transformer":{{"codebook_size":512}}}} --workdir={out}/run',
+        "transformer.vocab_size=2025 must be codebook_size=512",
+    ),
     ("--arch=vra --workdir={out}/run", "unknown value of --arch 'vra'.*did you mean 'var'"),
-    ("--arch=inception --weights=x.pth --workdir={out}/run", "--arch=inception is nothing that samples or encodes"),
+    ("--arch=inception --weights=x.pth --workdir={out}/run", "--arch=inception is a piece of other networks"),
     ("--arch=var_d16 --workdir={out}/run", "--weights is missing: --arch=var_d16 needs the weights of 'var'"),
     (VAR + "--weights={in}/var.safetensors", "--tokenizer is missing: --arch=var needs the weights of 'vae'"),
     (VAR + "--weights={in}/absent.pth", "absent.pth is no file"),

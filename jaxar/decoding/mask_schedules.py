@@ -66,28 +66,41 @@ def masked_share(
 
 
 @typechecked
-def masked_counts(
-    schedule: str, num_steps: int, num_tokens: int, dtype: type = np.float32
-) -> Int[np.ndarray, "k n_plus_1"]:
-    """Tokens still masked after step k (0-based) of a sample that began with n of them masked, at entry [k, n].
+def masked_counts(schedule: str, num_steps: int, num_tokens: int) -> Int[np.ndarray, "k n_plus_1"]:
+    """MaskGIT's table: tokens still masked after step k (0-based) of a sample that began with n masked, at [k, n].
 
-    Each step but the last decides at least one token and leaves at least one:
-    m_k = max(1, min(m_(k-1) - 1, floor(n gamma((k + 1) / K)))), and m_(K-1) = 0.
+    The floor of n gamma((k + 1) / K) in float32, see `within_bounds`. Where this is a whole number on paper the floor
+    depends on the rounding: of 256 at r = 2/3 of the cosine 127 are left, and `cosine_counts` leaves 128. For the same
+    reason as many steps as tokens need not mean one token per step; `one_by_one` does.
 
     Args:
       num_steps: K, network calls.
       num_tokens: the largest n; a sample may begin with known tokens.
-      dtype: precision of gamma. Where n gamma is a whole number on paper, the floor depends on it. At r = 2/3 of the
-        cosine MaskGIT, in float32, leaves 127 of 256 and MAR, in float64, 128. For the same reason as many steps as
-        tokens need not mean one token per step; `one_by_one` does.
-
-    Reference: the published code of both, which MAR took from MaskGIT.
     """
-    starts = np.arange(num_tokens + 1)
-    counts, previous = np.zeros((num_steps, num_tokens + 1), np.int32), starts
-    for k in range(num_steps - 1):
-        ratio = np.full(starts.shape, dtype(k + 1) / dtype(num_steps))
-        target = np.floor(starts.astype(dtype) * masked_share(schedule, ratio, starts.astype(dtype)))
+    starts = np.arange(num_tokens + 1, dtype=np.float32)
+    ratio = np.arange(1, num_steps + 1, dtype=np.float32) / np.float32(num_steps)
+    share = masked_share(schedule, np.tile(ratio[:, None], num_tokens + 1), starts[None])
+    return within_bounds(np.floor(starts * share))
+
+
+@typechecked
+def cosine_counts(num_steps: int, num_tokens: int) -> Int[np.ndarray, "k n_plus_1"]:
+    """MAR's table, as of `masked_counts("cosine", ...)` but in float64, operation by operation as in its code."""
+    share = np.cos(np.pi / 2 * np.arange(1, num_steps + 1) / num_steps)
+    return within_bounds(np.floor(np.arange(num_tokens + 1) * share[:, None]))
+
+
+@typechecked
+def within_bounds(wanted: Float[np.ndarray, "k n_plus_1"]) -> Int[np.ndarray, "k n_plus_1"]:
+    """A table from the counts that a schedule asks for: each step but the last decides one token and leaves one.
+
+    m_k = max(1, min(m_(k-1) - 1, wanted_k)), and m_(K-1) = 0.
+
+    Reference: the published code of MaskGIT and of MAR, which took it from there.
+    """
+    counts = np.zeros(wanted.shape, np.int32)
+    previous = np.arange(wanted.shape[1])
+    for k, target in enumerate(wanted[:-1]):
         counts[k] = np.minimum(previous, np.maximum(1, np.minimum(previous - 1, target)))
         previous = counts[k]
     return counts

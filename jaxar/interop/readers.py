@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from flax import serialization
 
 from jaxar.config import ConfigError
-from jaxar.interop import safetensors_file, torch_file
+from jaxar.interop import msgpack_file, safetensors_file, torch_file
 
 # Where checkpoints of training keep weights: averaged ones first, since those are what papers evaluate.
 WRAPPERS = ("model_ema", "ema", "ema_params", "model", "state_dict", "module", "params")
@@ -60,15 +59,8 @@ def _load(path: pathlib.Path) -> Any:
     if path.suffix == ".safetensors" or start[8:9] == b"{":
         return safetensors_file.read(path)
     if start and (0x81 <= start[0] <= 0x8F or start[0] in (0xDE, 0xDF)):  # MessagePack: a map with entries comes first
-        return _read_msgpack(path)
+        return msgpack_file.read(path)
     raise ConfigError(f"{path} is neither safetensors, nor torch's, nor Flax msgpack; convert it before")
-
-
-def _read_msgpack(path: pathlib.Path) -> Any:
-    try:
-        return serialization.msgpack_restore(path.read_bytes())
-    except Exception as error:  # a damaged file may raise anything
-        raise ConfigError(f"{path} is no whole msgpack file ({error}); get it again") from error
 
 
 def unwrapped(tree: Any, path: pathlib.Path, entry: str | None) -> tuple[Any, str]:

@@ -107,13 +107,38 @@ class Entry:
     def _cut(self, array: np.ndarray) -> list[np.ndarray]:
         return np.split(array, np.cumsum(self.rows)[:-1]) if self.rows else [array]
 
-    def official_shape(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-        """Shape of each official array, from the shapes of ours."""
+    def official_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """Shape of each official array by name, from the shapes of ours; they all have the same."""
         parts = []
         for path, layout in zip(self.ours, self.layouts):
             shape = shapes[path][1:] if self.stacked else shapes[path]
             parts.append(jax.eval_shape(layout.to_official, jax.ShapeDtypeStruct(shape, np.float32)).shape)
-        return (sum(self.rows), *parts[0][1:]) if self.rows else parts[0]
+        shape = (sum(self.rows), *parts[0][1:]) if self.rows else parts[0]
+        return dict.fromkeys(self.official, shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Joined:
+    """A correspondence where one array of ours holds several official ones, one after another on axis 0.
+
+    Attributes:
+      ours: path of our array, alone in a tuple.
+      official: names of the official arrays.
+      rows: what each of them gives to axis 0 of ours.
+    """
+
+    ours: tuple[str]
+    official: tuple[str, ...]
+    rows: tuple[int, ...]
+
+    def to_ours(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {self.ours[0]: np.concatenate([arrays[name] for name in self.official])}
+
+    def to_official(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return dict(zip(self.official, np.split(arrays[self.ours[0]], np.cumsum(self.rows)[:-1])))
+
+    def official_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        return {name: (rows, *shapes[self.ours[0]][1:]) for name, rows in zip(self.official, self.rows)}
 
 
 def one(ours: str, official: str, layout: Layout = SAME) -> Entry:
@@ -138,6 +163,11 @@ def fused(ours: Iterable[str], official: Iterable[str] | str, rows: Iterable[int
     return Entry(tuple(ours), names, tuple(layouts), tuple(rows), stacked)
 
 
+def joined(ours: str, official: Mapping[str, int]) -> Joined:
+    """Several official arrays, by name with their number of rows, follow one another in one of ours."""
+    return Joined((ours,), tuple(official), tuple(official.values()))
+
+
 @dataclasses.dataclass(frozen=True)
 class Table:
     """All arrays of an official network.
@@ -150,7 +180,7 @@ class Table:
         handed through.
     """
 
-    entries: tuple[Entry, ...]
+    entries: tuple[Entry | Joined, ...]
     derived: Mapping[str, Callable[[], np.ndarray]] = dataclasses.field(default_factory=dict)
     kept: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
@@ -185,7 +215,7 @@ class Table:
         return found | {name: make() for name, make in self.derived.items()}
 
     def _check_names(self, official: Mapping[str, np.ndarray], ours: Mapping[str, Any], what: str) -> None:
-        wanted = {name: entry.official_shape(ours) for entry in self.entries for name in entry.official}
+        wanted = {name: shape for entry in self.entries for name, shape in entry.official_shapes(ours).items()}
         optional = {name: make().shape for name, make in self.derived.items()} | dict(self.kept)
         shapes = wanted | optional
         wrong = [

@@ -222,11 +222,24 @@ class MAR(Method):
         hidden: int | None,
     ) -> Float[Array, "b m c"]:
         """All tokens, drawn in the order of `priority` from the given noise; see `_reveal`."""
+        law, choose, segments = self.rules(model, cond, options, state.known, priority, noise, hidden)
+        return masked.decode(law, state, keys, segments, choose).tokens
+
+    def rules(
+        self,
+        model: Variables,
+        cond: Cond,
+        options: Sampling,
+        known: Bool[Array, "b m"],
+        priority: Float[Array, "b m"],
+        noise: continuous.TokenNoise,
+        hidden: int | None,
+    ) -> tuple[masked.Law, masked.Choose, tuple[mask_schedules.Segment, ...]]:
+        """What `reveal` runs, from the tokens that are known before the first step."""
         net = self.network
         model = cast_weights(model, net.sizes.dtype)
-        counts = mask_schedules.masked_counts("cosine", options.num_steps, net.num_tokens, float)
-        segments = mask_schedules.segments(counts, options.segments, hidden)
-        choose = masked.next_in_order(priority, masked.by_table(counts, state.known))
+        counts = mask_schedules.cosine_counts(options.num_steps, net.num_tokens)
+        choose = masked.next_in_order(priority, masked.by_table(counts, known))
         guided = options.guidance_scale != 1
         cond = conditions.doubled(cond, net.num_classes) if guided else cond
 
@@ -234,7 +247,7 @@ class MAR(Method):
             return self.vectors(model, tokens, known, cond, most)
 
         law = continuous.law(vectors, self.head, self._denoise(model), options, noise)
-        return masked.decode(law, state, keys, segments, choose).tokens
+        return law, choose, mask_schedules.segments(counts, options.segments, hidden)
 
     def network_calls(self, options: Sampling) -> int:
         """Calls of the transformer; each is followed by `options.head` calls of the head, which is small."""

@@ -81,7 +81,7 @@ class Sizes:
         return BlockSpec(
             num_heads=tower.num_heads,
             head_dim=tower.width // tower.num_heads,
-            hidden=round(tower.width * self.mlp_ratio),
+            hidden=int(tower.width * self.mlp_ratio),
             feed_forward="gelu",
             bias="qkv",
             out_bias=True,

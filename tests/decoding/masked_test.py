@@ -288,18 +288,27 @@ def test_schedules_begin_with_all_and_end_with_none():
     np.testing.assert_allclose(mask_schedules.masked_share("log", np.array([1 / 256]), np.array([256.0])), [1.0])
 
 
+@pytest.mark.parametrize("name", ["cosine", "linear", "log", "exp", "pow2.5"])
+def test_shares_of_jax_are_those_of_numpy(name):
+    ratio, total = np.linspace(0.05, 0.95, 7, dtype=np.float32), np.full(1, 64, np.float32)
+    share = mask_schedules.masked_share(name, jnp.asarray(ratio), jnp.asarray(total))
+    np.testing.assert_allclose(share, mask_schedules.masked_share(name, ratio, total), rtol=1e-5)
+
+
 def test_counts_of_the_published_models():
     """MaskGIT's eight steps, and MAR's 64: one token at a time at first, seven at most."""
     assert mask_schedules.masked_counts("cosine", 8, 256)[:, 256].tolist() == [251, 236, 212, 181, 142, 97, 49, 0]
-    mar = mask_schedules.masked_counts("cosine", 64, 256, np.float64)[:, 256]
+    mar = mask_schedules.cosine_counts(64, 256)[:, 256]
     new = -np.diff(mar, prepend=256)
     assert new[0] == 1 and new.max() == 7 and new.sum() == 256
-    assert (-np.diff(mask_schedules.masked_counts("cosine", 256, 256, np.float64)[:, 256], prepend=256) == 1).all()
+    assert (-np.diff(mask_schedules.cosine_counts(256, 256)[:, 256], prepend=256) == 1).all()
 
 
-def test_counts_at_two_thirds_depend_on_the_precision():
+def test_counts_at_two_thirds_depend_on_the_rounding():
+    """The cosine of pi / 3 is 1/2 on paper; these are the published loops' numbers."""
     assert mask_schedules.masked_counts("cosine", 3, 256)[1, 256] == 127
-    assert mask_schedules.masked_counts("cosine", 3, 256, np.float64)[1, 256] == 128
+    assert mask_schedules.cosine_counts(3, 256)[1, 256] == 128
+    assert mask_schedules.cosine_counts(39, 64)[25, 64] == 31
 
 
 @pytest.mark.parametrize("name", ["cosine", "linear", "log", "exp", "pow0.5"])

@@ -1,4 +1,4 @@
-"""Noise schedules, respacing and the tables; golden_test of the methods compares them with the official ones."""
+"""Noise schedules, respacing and the tables; tests/interop compares them with the official ones."""
 
 import numpy as np
 import pytest

@@ -5,6 +5,7 @@ parameter paths (then change the family's table), the order of float operations 
 never change.
 """
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -14,7 +15,10 @@ import numpy as np
 import pytest
 
 from jaxar import cli, lookup
+from jaxar.decoding import mask_schedules
+from jaxar.diffusion import process
 from jaxar.interop import base, check, fixtures, safetensors_file
+from jaxar.interop.families import mar_diffloss
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 pytestmark = pytest.mark.golden
@@ -44,6 +48,47 @@ def test_our_networks_and_samplers_give_the_official_numbers(name):
 def test_every_family_has_a_fixture():
     families = {json.loads((GOLDEN / f"{name}.json").read_text())["family"] for name in known()}
     assert families == set(lookup.names(base.PACKAGE))
+
+
+def swapped(entries, one, other):
+    """A table in which two official names have changed places."""
+    names = {one: other, other: one}
+
+    def replaced(name):
+        return next((name.replace(a, b) for a, b in names.items() if a in name), name)
+
+    return [dataclasses.replace(entry, official=tuple(map(replaced, entry.official))) for entry in entries]
+
+
+def fault(monkeypatch, what):
+    """Puts a mistake into our code."""
+    if what == "two layers of the head":
+        entries = mar_diffloss.entries
+        monkeypatch.setattr(
+            mar_diffloss, "entries", lambda *args: swapped(entries(*args), "res_blocks.0.mlp.0", "res_blocks.0.mlp.2")
+        )
+    elif what == "the noise schedule":
+        monkeypatch.setattr(process, "_MAX_BETA", 0.998)
+    else:
+        shifted = mask_schedules.within_bounds
+        monkeypatch.setattr(mask_schedules, "within_bounds", lambda wanted: shifted(wanted + 1))
+
+
+FAULTS = {
+    "two layers of the head": ("mar_diffloss", ("out/y",)),
+    "the noise schedule": ("mar_schedules", ("out/betas_train",)),
+    "the masking schedule": ("mar_schedules", ("out/counts_8", "out/counts_16", "out/counts_64")),
+}
+
+
+@pytest.mark.parametrize("what", FAULTS)
+def test_a_mistake_in_a_table_or_schedule_is_noticed(what, monkeypatch):
+    name, outputs = FAULTS[what]
+    fixture = fixtures.read(GOLDEN / f"{name}.safetensors")
+    fixture = dataclasses.replace(fixture, outputs=tuple(o for o in fixture.outputs if o.name in outputs))
+    fault(monkeypatch, what)
+    failed = {row.output for row in check.check(fixture) if not row.passed}
+    assert failed == set(outputs)
 
 
 @pytest.fixture

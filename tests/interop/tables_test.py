@@ -7,7 +7,7 @@ import pytest
 
 from jaxar.config import ConfigError
 from jaxar.interop import tables
-from jaxar.interop.tables import CONV, LINEAR, NEW_AXIS, Table, fused, layers, merge_heads, one, split_heads
+from jaxar.interop.tables import CONV, LINEAR, NEW_AXIS, Table, fused, joined, layers, merge_heads, one, split_heads
 
 TABLE = Table(
     (
@@ -20,17 +20,21 @@ TABLE = Table(
             [split_heads(2), split_heads(1)],
         ),
         one("head", "head.weight", LINEAR.then(NEW_AXIS)),
+        joined("classes", {"labels.weight": 3, "null": 1}),
     ),
     derived={"buffer": lambda: np.arange(3)},
     kept={"counter": (5,)},
 )
 SHAPES = {"embedding": (7, 6), "stack/out": (2, 2, 2, 6), "stack/query": (2, 6, 2, 2), "stack/key": (2, 6, 1, 2)}
-OURS = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in (SHAPES | {"head": (1, 6, 3)}).items()}
+OURS = {
+    path: jax.ShapeDtypeStruct(shape, jnp.float32)
+    for path, shape in (SHAPES | {"head": (1, 6, 3), "classes": (4, 5)}).items()
+}
 
 
 @pytest.fixture
 def official():
-    shapes = {"emb.weight": (7, 6), "head.weight": (3, 6)}
+    shapes = {"emb.weight": (7, 6), "head.weight": (3, 6), "labels.weight": (3, 5), "null": (1, 5)}
     for i in range(2):
         shapes |= {f"blocks.{i}.proj.weight": (6, 4), f"blocks.{i}.qk.weight": (6, 6)}
     rng = np.random.default_rng(0)
@@ -45,6 +49,14 @@ def test_official_to_ours_and_back_gives_the_same_bits(official):
     assert back.keys() == official.keys()
     for name in official:
         np.testing.assert_array_equal(back[name], official[name], err_msg=name)
+
+
+def test_joined_arrays_follow_one_another(official):
+    ours = TABLE.to_ours(official, OURS, "file")
+    np.testing.assert_array_equal(ours["classes"][:3], official["labels.weight"])
+    np.testing.assert_array_equal(ours["classes"][3:], official["null"])
+    with pytest.raises(ConfigError, match=r"wrongly shaped: null \[2, 5\] in place of \[1, 5\]"):
+        TABLE.to_ours(official | {"null": np.zeros((2, 5), np.float32)}, OURS, "file")
 
 
 def test_a_fused_projection_is_cut_by_rows_and_split_into_heads(official):
@@ -102,4 +114,4 @@ def test_numbers_must_fit_into_our_dtype(official):
 
 def test_shapes_are_found_without_arrays():
     huge = jax.ShapeDtypeStruct((10**6, 10**6), jnp.float32)
-    assert tables.one("a", "b", LINEAR).official_shape({"a": huge.shape}) == (10**6, 10**6)
+    assert tables.one("a", "b", LINEAR).official_shapes({"a": huge.shape}) == {"b": (10**6, 10**6)}

@@ -1,4 +1,4 @@
-"""The KL autoencoder: draws, divergence, scale and spec; golden_test holds its network against the official one."""
+"""The KL autoencoder: draws, divergence, scale and spec; golden_test and tests/interop hold it against MAR's."""
 
 import types
 

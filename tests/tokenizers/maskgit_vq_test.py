@@ -1,22 +1,17 @@
-"""MaskGIT's tokenizer: its network and losses against the official ones, and what its options do."""
+"""MaskGIT's tokenizer: codes, losses and options; golden_test and tests/interop compare it with the official one."""
 
-import json
-import pathlib
 import types
 
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from jaxar.config import ConfigError, parse
 from jaxar.nn import quantize
 from jaxar.tokenizers import base, maskgit_vq
-from jaxar.tokenizers.base import ImageSpec, Tokens
+from jaxar.tokenizers.base import ImageSpec
 
-GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 TINY = {"vocab_size": 12, "code_channels": 4, "channels": 4, "multipliers": (1, 2), "num_res_blocks": 1, "groups": 2}
 
 
@@ -109,91 +104,3 @@ def test_options_that_do_not_fit_are_refused(changes, message):
         parse(maskgit_vq.Config, TINY | changes, "tokenizer")
     with pytest.raises(ConfigError, match="stride 2, which does not divide"):
         base.build("maskgit_vq", TINY, ImageSpec(7, 1))
-
-
-# The official implementation. What may change legitimately: parameter paths (then change the table), the order of float
-# operations (within the stored tolerance). Ids must stay.
-
-
-def names(config):
-    """Our path of each official module; official modules are numbered in the order in which they are called."""
-    levels, blocks = range(len(config.multipliers)), range(config.num_res_blocks)
-    rows = {"encoder/Conv_0": "encoder/conv_in", "encoder/Conv_1": "encoder/conv_out"}
-    rows |= {"decoder/Conv_0": "decoder/conv_in", f"decoder/Conv_{len(levels)}": "decoder/conv_out"}
-    rows |= {f"decoder/Conv_{k + 1}": f"decoder/upsample_{i}/conv" for k, i in enumerate(reversed(levels[1:]))}
-    order = {"encoder": [f"level_{i}" for i in levels] + ["middle"]}
-    order["decoder"] = ["middle"] + [f"level_{i}" for i in reversed(levels)]
-    for part in ("encoder", "decoder"):
-        rows[f"{part}/GroupNorm_0"] = f"{part}/norm_out"
-        for number, (level, block) in enumerate((level, block) for level in order[part] for block in blocks):
-            ours, official = f"{part}/{level}/block_{block}", f"{part}/ResBlock_{number}"
-            rows |= {f"{official}/Conv_{i}": f"{ours}/{n}" for i, n in enumerate(("conv_1", "conv_2", "shortcut"))}
-            rows |= {f"{official}/GroupNorm_{i}": f"{ours}/norm_{i + 1}" for i in (0, 1)}
-    return rows
-
-
-@pytest.fixture(scope="module")
-def official():
-    """Tolerances, stored tensors, and what the tokenizer makes of the stored images with the stored weights."""
-    meta, tensors = (
-        json.loads((GOLDEN / "maskgit_vqgan.json").read_text()),
-        load_file(GOLDEN / "maskgit_vqgan.safetensors"),
-    )
-    model = meta["models"]["vqgan"]
-    given = model["constructor"]
-    config = maskgit_vq.Config(
-        vocab_size=given["codebook_size"],
-        code_channels=given["embedding_dim"],
-        channels=given["filters"],
-        multipliers=tuple(given["channel_multipliers"]),
-        num_res_blocks=given["num_res_blocks"],
-        groups=model["group_norm_groups"],
-        conv_downsample=given["conv_downsample"],
-        beta=given["commitment_cost"],
-        entropy_weight=given["entropy_loss_ratio"],
-        entropy_temperature=given["entropy_temperature"],
-    )
-    tokenizer = maskgit_vq.build(config, ImageSpec(tensors["in/img"].shape[1], 3))
-    table, params = names(config), {}
-    for name, value in tensors.items():
-        if name == model["prefix"] + "quantizer/codebook":
-            params["codebook"] = jnp.asarray(value)
-        elif name.startswith(model["prefix"]):
-            module, leaf = name.removeprefix(model["prefix"]).rsplit("/", 1)
-            params[f"{table[module]}/{leaf}"] = jnp.asarray(value)
-    variables = {"params": flax.traverse_util.unflatten_dict(params, sep="/")}
-
-    @jax.jit
-    def run(variables, images, ids):
-        return dict(
-            features=tokenizer.features(variables, images),
-            ids=tokenizer.encode(variables, images).ids,
-            images=tokenizer.decode_features(variables, tokenizer.quantized(variables, ids)),
-            decoded=tokenizer.decode(variables, Tokens(ids=ids)),
-            terms=tokenizer.reconstruct(variables, images, None, train=False),
-        )
-
-    ids = jnp.asarray(tensors["out/ids"].reshape(2, -1))
-    mine = run(variables, 2 * jnp.asarray(tensors["in/img"]) - 1, ids)
-    return types.SimpleNamespace(meta=meta["tensors"], tensors=tensors, **mine)
-
-
-def deviation(mine, stored):
-    return np.abs(np.asarray(mine) - stored).max() / stored.std()
-
-
-@pytest.mark.golden
-def test_features_ids_and_images_of_the_official_code(official):
-    stored = official.tensors
-    assert deviation(official.features, stored["out/encoded"]) < official.meta["out/encoded"]["tolerance"]["value"]
-    np.testing.assert_array_equal(official.ids.reshape(2, 2, 2), stored["out/ids"])
-    assert deviation((official.images + 1) / 2, stored["out/rec"]) < official.meta["out/rec"]["tolerance"]["value"]
-    np.testing.assert_allclose(official.decoded, np.clip(2 * stored["out/rec"] - 1, -1, 1), atol=1e-4)
-
-
-@pytest.mark.golden
-def test_losses_of_the_official_code(official):
-    terms, stored = official.terms, official.tensors
-    np.testing.assert_allclose(terms.loss, stored["out/quantizer_loss"][0], rtol=1e-4)
-    np.testing.assert_allclose(terms.metrics["entropy_loss"], stored["out/entropy_loss"][0], rtol=1e-4)
-    np.testing.assert_allclose(terms.metrics["commitment_loss"], stored["out/e_latent_loss"][0], rtol=1e-4)

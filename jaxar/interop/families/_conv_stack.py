@@ -44,10 +44,11 @@ def conv(ours: str, official: str) -> tuple[Entry, ...]:
 def autoencoder(stack: ConvStack, style: Style) -> tuple[Entry, ...]:
     """Encoder, decoder, and the convolutions between them and the quantizer."""
     outer = [entry for name in ("quant_conv", "post_quant_conv") for entry in conv(name, name)]
-    return (*_half(stack, style, "encoder"), *_half(stack, style, "decoder"), *outer)
+    return (*half(stack, style, "encoder"), *half(stack, style, "decoder"), *outer)
 
 
-def _half(stack: ConvStack, style: Style, part: Literal["encoder", "decoder"]) -> Iterator[Entry]:
+def half(stack: ConvStack, style: Style, part: Literal["encoder", "decoder"]) -> Iterator[Entry]:
+    """Encoder or decoder alone."""
     last, blocks = len(stack.widths) - 1, stack.num_res_blocks + (part == "decoder")
     yield from conv(f"{part}/conv_in", f"{part}.conv_in")
     yield from _norm(f"{part}/norm_out", f"{part}.norm_out")
