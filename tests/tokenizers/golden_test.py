@@ -46,3 +46,11 @@ def test_decode_clips():
     expected = np.clip(tensors["out/dec_unclamped"], -1, 1)
     assert np.abs(images - expected).max() / expected.std() < 1e-4
     assert np.abs(images).max() == 1.0
+
+
+def test_simvq_reconstructs_and_loses_as_the_official_code():
+    _, _, tensors = opened("simvq")
+    result = reconstructed("simvq")
+    np.testing.assert_allclose(result.loss, tensors["out/commit_loss"][0], rtol=1e-4)
+    images = nchw(result.images)
+    assert np.abs(images - tensors["out/rec"]).max() / tensors["out/rec"].std() < 1e-4
