@@ -135,10 +135,7 @@ class FlowMatching(Method):
         return -self.network.apply(model, x, 1 - t, labels)[..., : self.canvas.shape[-1]]
 
     def sample(self, variables: dict[str, Variables], cond: Cond, keys: Keys, options: Sampling) -> Tokens:
-        def network(x: Array, t: Array, labels: Array) -> Array:
-            return self.velocity(variables["model"], x, t, labels)
-
-        velocity = canvases.guided(network, cond, self.network.num_classes, options)
+        velocity = self.predict(variables["model"], cond, options)
 
         def denoise(x: Array, t: Array) -> Array:
             return paths.convert(self.path(t), x, velocity(x, t), "velocity", "denoised")
@@ -148,6 +145,14 @@ class FlowMatching(Method):
 
         start = canvases.normal(keys, self.canvas.shape, 0)
         return self.canvas.tokens(solvers.sample(options.table(self.path), denoise, start, noise))
+
+    def predict(self, model: Variables, cond: Cond, options: Sampling) -> canvases.Predict:
+        """The guided velocity, from data to noise: (x, times) -> velocity."""
+
+        def network(x: Array, t: Array, labels: Array) -> Array:
+            return self.velocity(model, x, t, labels)
+
+        return canvases.guided(network, cond, self.network.num_classes, options)
 
     def network_calls(self, options: Sampling) -> int:
         return options.table(self.path).num_calls

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 
 from jaxar.diffusion import ddpm
+from jaxar.interop import base, fixtures
+from jaxar.interop.families._conv_stack import nhwc
 from jaxar.methods import _canvas as canvases
 from jaxar.methods import diffusion
 
@@ -95,3 +98,15 @@ def test_guidance_leaves_the_variance_to_the_condition():
 
 def test_calls_are_counted():
     assert METHOD.network_calls(diffusion.Sampling(respacing="7")) == 7
+
+
+@pytest.mark.golden
+def test_guided_predictions_are_the_official_ones():
+    fixture = fixtures.read(pathlib.Path(__file__).parent.parent / "golden" / "dit_d2.safetensors")
+    official = base.family("dit").describe(fixture.models)
+    variables = official.parts[0].to_variables(fixture.weights("dit"), "dit_d2")
+    x, t, labels = (jnp.asarray(fixture.tensors[f"in/{name}"][:2]) for name in ("x", "t", "cfg_y"))
+    options = diffusion.Sampling(guidance_scale=2.0, guided_channels=3)
+    predict = official.ours.predict(variables, {"label": labels}, options)
+    expected = nhwc(fixture.tensors["out/out_cfg"][:2])
+    assert np.abs(jax.jit(predict)(nhwc(x), t) - expected).max() / expected.std() < 1e-4

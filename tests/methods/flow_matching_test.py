@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,8 @@ import pytest
 
 from jaxar.config import ConfigError
 from jaxar.diffusion import paths
+from jaxar.interop import base, fixtures
+from jaxar.interop.families._conv_stack import nhwc
 from jaxar.methods import _canvas as canvases
 from jaxar.methods import flow_matching
 from jaxar.methods.base import Task
@@ -127,3 +130,15 @@ def test_pixels_or_latents_are_drawn_as_the_task_says():
         flow_matching.build(config, dataclasses.replace(model, patch_size=3), Task(ImageSpec(8, 3), 5))
     with pytest.raises(ConfigError, match="needs continuous raster tokens"):
         flow_matching.build(config, model, Task(ImageSpec(8, 3), 5, TokenSpec("discrete", ((4, 4),), 2, 9)))
+
+
+@pytest.mark.golden
+def test_guided_predictions_are_the_official_ones():
+    fixture = fixtures.read(pathlib.Path(__file__).parent.parent / "golden" / "sit_d2.safetensors")
+    official = base.family("sit").describe(fixture.models)
+    variables = official.parts[0].to_variables(fixture.weights("sit"), "sit_d2")
+    x, t, labels = (jnp.asarray(fixture.tensors[f"in/{name}"][:2]) for name in ("x", "t", "cfg_y"))
+    options = flow_matching.Sampling(guidance_scale=2.0, guided_channels=3)
+    predict = official.ours.predict(variables, {"label": labels}, options)
+    expected = nhwc(fixture.tensors["out/out_cfg"][:2])
+    assert np.abs(-jax.jit(predict)(nhwc(x), 1 - t) - expected).max() / expected.std() < 1e-4

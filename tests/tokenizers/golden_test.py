@@ -77,3 +77,11 @@ def test_latents_of_mar_are_scaled():
     latents = nhwc(jnp.asarray(0.2325 * tensors["out/mean"])).reshape(2, -1, tokenizer.config.latent_channels)
     images = nchw(jax.jit(tokenizer.decode)(variables, Tokens(latents=latents)))
     assert deviation(images, np.clip(tensors["out/dec_mode"], -1, 1)) < 1e-4
+
+
+def test_simvq_reconstructs_and_loses_as_the_official_code():
+    _, _, tensors = opened("simvq")
+    result = reconstructed("simvq")
+    np.testing.assert_allclose(result.loss, tensors["out/commit_loss"][0], rtol=1e-4)
+    images = nchw(result.images)
+    assert deviation(images, tensors["out/rec"]) < 1e-4

@@ -9,6 +9,8 @@ import numpy as np
 from jaxar.config import ConfigError
 from jaxar.typing import Array, Bool, Float, Int, typechecked
 
+_TINY = 1e-30
+
 
 @typechecked
 def to_ids(bits: Bool[Array, "*n c"]) -> Int[Array, "*n"]:
@@ -48,7 +50,8 @@ def entropies(logits: Float[Array, "*n c"], group: int) -> Entropies:
     sample = -jnp.sum(jnp.exp(log_probs) * log_probs, axis=(0, 2, 3))
     codes = np.arange(1 << group)[:, None] >> np.arange(group) & 1
     of_codes = jnp.sum(jnp.where(codes == 1, log_probs[1][..., None, :], log_probs[0][..., None, :]), axis=-1)
-    mean = jnp.mean(jnp.exp(of_codes), axis=0)
+    # Codes that no feature is near have probability 0 in float32, where the entropy's slope is infinite.
+    mean = jnp.maximum(jnp.mean(jnp.exp(of_codes), axis=0), _TINY)
     return Entropies(sample.mean(), jnp.sum(jax.scipy.special.entr(mean)))
 
 
