@@ -1,7 +1,9 @@
 """Official weights to a workdir and back.
 
-python -m jaxar.convert --arch=NAME --weights=FILE [--tokenizer=FILE] [--arch_config=JSON] --workdir=DIR
-python -m jaxar.convert --export=FILE.safetensors [--tokenizer=FILE.safetensors] --workdir=DIR
+python -m jaxar.convert --arch=NAME --weights=FILE [--tokenizer=FILE] [--refiner=FILE] [--arch_config=JSON]
+    --workdir=DIR
+python -m jaxar.convert --export=FILE.safetensors [--tokenizer=FILE.safetensors] [--refiner=FILE.safetensors]
+    --workdir=DIR
 
 The first makes a workdir that jaxar.sample and jaxar.evaluate use as they are, from .safetensors, .pth or Flax msgpack.
 NAME is that of published weights (var_d16) or of a family (var), whose sizes --arch_config gives: the arguments of the
@@ -24,7 +26,7 @@ from jaxar.data import datasets
 from jaxar.data.base import make_folder
 from jaxar.interop import base, readers, safetensors_file, workdirs
 
-_TOKENIZER = "tokenizer"
+_OPTIONS = ("weights", "tokenizer", "refiner")
 
 
 def convert(
@@ -39,7 +41,7 @@ def convert(
 
     Args:
       arch: name of published weights or of a family.
-      files: "weights", and "tokenizer" for a model of tokens.
+      files: "weights"; "tokenizer" for a model of tokens; "refiner" for HMAR's mask predictor, which may be left out.
       folder: the workdir.
       changes: constructor arguments by network, over those of published weights.
       data: changes to the data section.
@@ -52,13 +54,19 @@ def convert(
     given = base.as_models(changes, networks)
     models = {name: {**published.get(name, {}), **given.get(name, {})} for name in networks}
     official = base.family(family).describe(models)
+    absent = {part.model for option, part in official.options.items() if part.optional and option not in files}
+    if absent:
+        models = {name: described for name, described in models.items() if name not in absent}
+        official = base.family(family).describe(models)
     if official.config is None:
         raise ConfigError(
             f"--arch={arch} is a piece of other networks, and no workdir holds it alone; name what samples or encodes"
         )
+    for option in files:
+        if option not in official.options:
+            raise ConfigError(f"--{option}={str(files[option])!r}: --arch={arch} has no such network; remove it")
     sources = {}
-    for part in official.parts:
-        option = _TOKENIZER if part.player == _TOKENIZER and len(official.parts) > 1 else "weights"
+    for option, part in official.options.items():
         if not part.whole:
             raise ConfigError(f"--arch={arch}: the sizes of {part.model!r} are missing; give them in --arch_config")
         if option not in files:
@@ -93,20 +101,17 @@ def export(folder: pathlib.Path, targets: dict[str, pathlib.Path], step: int | N
     """Writes the weights of a workdir.
 
     Args:
-      targets: "weights", and "tokenizer" for the file of a tokenizer that goes with them.
+      targets: "weights"; "tokenizer" and "refiner" for the files of networks that go with them.
       step, ema: which weights, as for `run.load`.
     Raises:
-      ConfigError: no run, or no tokenizer beside the weights.
+      ConfigError: no run, or no such network beside the weights.
     """
     opened = run.load(folder, step=step, ema=ema, role="--workdir")
     if workdirs.is_converted(folder):
-        written = {
-            option: (arrays, {})
-            for option, arrays in zip(("weights", _TOKENIZER), workdirs.official_arrays(opened).values())
-        }
+        written = {option: (arrays, {}) for option, arrays in workdirs.official_files(opened).items()}
     else:
-        players = {"weights": next(iter(opened.method.players())), _TOKENIZER: _TOKENIZER}
-        written = {o: workdirs.own_arrays(opened, p) for o, p in players.items() if p in opened.variables}
+        players = {"weights": next(iter(opened.method.players())), **{name: name for name in opened.variables}}
+        written = {o: workdirs.own_arrays(opened, player) for o, player in players.items() if o in targets}
     for option, path in targets.items():
         if option not in written:
             raise ConfigError(f"--{option}={str(path)!r}: {folder} holds no {option} apart from its weights; remove it")
@@ -134,6 +139,7 @@ def command(argv: list[str]) -> None:
     what.add_argument("--export", metavar="FILE.safetensors", help="write the weights of the workdir")
     parser.add_argument("--weights", metavar="FILE", help="official weights")
     parser.add_argument("--tokenizer", metavar="FILE", help="the tokenizer's official weights; with --export, its file")
+    parser.add_argument("--refiner", metavar="FILE", help="likewise of HMAR's mask predictor")
     parser.add_argument("--arch_config", metavar="JSON", help="official constructor arguments, a file or JSON itself")
     parser.add_argument(
         "--entry", metavar="A/B", help="where in the file of weights they are; default: the usual places"
@@ -149,7 +155,7 @@ def command(argv: list[str]) -> None:
 
 
 def _convert(args: argparse.Namespace, changes: Sequence[str]) -> None:
-    files = {o: pathlib.Path(f) for o, f in (("weights", args.weights), (_TOKENIZER, args.tokenizer)) if f}
+    files = _paths(args)
     data = {k.removeprefix("--data."): cli.literal(v) for k, v in cli.split_options(changes)}
     arch_config = _read_json(args.arch_config) if args.arch_config else {}
     result = convert(args.arch, files, pathlib.Path(args.workdir), arch_config, data, args.entry)
@@ -157,10 +163,17 @@ def _convert(args: argparse.Namespace, changes: Sequence[str]) -> None:
     cli.emit(result, f"{counts} in {args.workdir}", args.json)
 
 
+def _paths(args: argparse.Namespace) -> dict[str, pathlib.Path]:
+    """The files of networks that the options name."""
+    return {option: pathlib.Path(getattr(args, option)) for option in _OPTIONS if getattr(args, option)}
+
+
 def _export(args: argparse.Namespace, changes: Sequence[str]) -> None:
     if args.weights or args.arch_config or args.entry or changes:
-        raise ConfigError("--export takes --workdir, --tokenizer, --step and --ema only; remove the other options")
-    targets = {o: pathlib.Path(f) for o, f in (("weights", args.export), (_TOKENIZER, args.tokenizer)) if f}
+        raise ConfigError(
+            "--export takes --workdir, --tokenizer, --refiner, --step and --ema only; remove the other options"
+        )
+    targets = _paths(args) | {"weights": pathlib.Path(args.export)}
     for path in targets.values():
         if path.suffix != ".safetensors":
             raise ConfigError(f"--export writes safetensors; {str(path)!r} must end in .safetensors")

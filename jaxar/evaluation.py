@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxar import logs, sampling, settings, weights
+from jaxar import logs, sampling, settings
 from jaxar.data import loader, pictures
 from jaxar.experiment import Setup
 from jaxar.methods.base import Batch, Method
@@ -39,7 +39,7 @@ class Evaluator:
 
     def run(self, state: TrainState, done: int, writer: logs.MetricsWriter) -> dict[str, float]:
         """Measures, writes and returns what is due after `done` steps."""
-        variables = {**self._setup.frozen, **averaged(state, self._setup.method, self._setup.eval.ema)}
+        variables = {**self._setup.frozen, **averaged(state, self._setup.eval.ema)}
         scores: dict[str, float] = {}
         if self._due(self._setup.eval.every, done):
             figures = self._validation(variables, self._test_batches(), self._setup.eval.max_batches)
@@ -88,13 +88,10 @@ class Evaluator:
             writer.picture(done, "samples/grid", np.asarray(picture.convert("RGB")))
 
 
-def averaged(state: TrainState, method: Method, ema: str | None) -> dict[str, Variables]:
-    """Variables of all players, the first one's weights replaced by their average `ema` (None, "raw": kept)."""
-    variables = state.variables()
-    first = next(iter(method.players()))
-    if ema not in (None, weights.RAW):
-        variables[first] = {**variables[first], "params": state.players[first].emas[ema]}
-    return variables
+def averaged(state: TrainState, ema: str | None) -> dict[str, Variables]:
+    """Variables of all players, with the average `ema` of those that keep it (None, "raw": none)."""
+    averages = {name: {"params": p.emas[ema]} for name, p in state.players.items() if ema in p.emas}
+    return {name: {**own, **averages.get(name, {})} for name, own in state.variables().items()}
 
 
 class Validation:

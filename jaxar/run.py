@@ -91,9 +91,9 @@ def load(
     step = weights.choose_step(folder, config, step, role)
     ema = weights.choose_average(config, ema)
     variables = parents.load_adopted(folder, task, mesh)
-    for index, (player, spec) in enumerate(method.players().items()):
-        # Only the first player is what sampling and children use; a critic has no averages.
-        average = ema if index == 0 and spec.ema else None
+    for index, player in enumerate(method.players()):
+        # The first player must have the average that is asked for; a critic has none.
+        average = ema if index == 0 or ema in weights.averages(config, method, player) else None
         variables[player] = weights.load_weights(folder, method, player, step, average, mesh)
     return Run(
         workdir=folder,

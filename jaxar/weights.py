@@ -73,10 +73,15 @@ def load_weights(
     return {"params": params, **loaded["aux"]}
 
 
+def averages(config: Mapping[str, Any], method: Method, player: str) -> list[str]:
+    """Names of the averages that a configuration keeps of a player."""
+    decays = optim.configure(config.get("optim") or {}, player).ema if method.players()[player].ema else ()
+    return [ema_name(decay) for decay in decays]
+
+
 def check_average(config: Mapping[str, Any], method: Method, player: str, ema: str | None, kind: str) -> None:
     """Refuses an average that a configuration does not keep of a player. `kind`: what messages call it."""
-    decays = optim.configure(config.get("optim") or {}, player).ema if method.players()[player].ema else ()
-    known = [*map(ema_name, decays), RAW]
+    known = [*averages(config, method, player), RAW]
     if ema is not None and ema not in known:
         raise unknown(kind, ema, known)
 

@@ -137,7 +137,7 @@ def test_half_precision_comes_out_as_it_went_in(tmp_path):
     safetensors_file.write(tmp_path / "vq.safetensors", arrays)
     files, models = {"weights": tmp_path / "vq.safetensors"}, {"vq": described | {"image_size": 32}}
     convert.convert("llamagen_vq", files, tmp_path / "run", models, {})
-    same(workdirs.official_arrays(jaxar.load(tmp_path / "run"))["vq"], arrays)
+    same(workdirs.official_files(jaxar.load(tmp_path / "run"))["weights"], arrays)
 
 
 def test_a_converted_tokenizer_is_evaluated(tmp_path, capsys):
@@ -159,6 +159,44 @@ def test_a_converted_tokenizer_is_evaluated(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["metrics"]["psnr"] > 0
 
 
+@pytest.fixture(scope="module")
+def hmar(tmp_path_factory):
+    """Official arrays of HMAR by option of the command, in files, and the architecture; the tokenizer's are random."""
+    folder = tmp_path_factory.mktemp("hmar")
+    fixture = fixtures.read(GOLDEN / "hmar_d2.safetensors")
+    sizes = {"ch": 4, "ch_mult": (1, 2), "num_res_blocks": 1, "using_sa": False, "group_norm_groups": 2}
+    models = {**fixture.models, "vae": {**fixture.models["vae"], **sizes}}
+    tokenizer = base.family("hmar").describe(models).options["tokenizer"]
+    rng = np.random.default_rng(0)
+    drawn = {path: rng.normal(size=x.shape).astype(np.float32) for path, x in tokenizer.shapes().items()}
+    arrays = {"weights": fixture.weights("nsp"), "refiner": fixture.weights("mp")}
+    arrays["tokenizer"] = tokenizer.table.to_official(drawn)
+    for option, stored in arrays.items():
+        safetensors_file.write(folder / f"{option}.safetensors", stored)
+    return {option: folder / f"{option}.safetensors" for option in arrays}, arrays, models
+
+
+def test_hmar_samples_with_mask_passes_and_comes_out_bit_for_bit(hmar, tmp_path):
+    files, arrays, models = hmar
+    convert.convert("hmar", files, tmp_path / "run", models, {})
+    opened = jaxar.load(tmp_path / "run")
+    images = opened.sample([0, 1], mask_schedule=((1,), (1, 3)), top_k=5)
+    assert images.shape == (2, 8, 8, 3) and images.std() > 1
+    targets = {option: tmp_path / f"{option}.safetensors" for option in files}
+    convert.export(tmp_path / "run", targets, None, None)
+    for option, path in targets.items():
+        same(readers.read(path), arrays[option])
+
+
+def test_hmar_without_its_mask_predictor_has_no_refiner(hmar, tmp_path):
+    files, _, models = hmar
+    convert.convert("hmar", {o: files[o] for o in ("weights", "tokenizer")}, tmp_path / "run", models, {})
+    opened = jaxar.load(tmp_path / "run")
+    assert sorted(opened.variables) == ["model", "tokenizer"] and opened.method.branch is None
+    with pytest.raises(ConfigError, match="holds no refiner apart from its weights"):
+        convert.export(tmp_path / "run", {"refiner": tmp_path / "x.safetensors"}, None, None)
+
+
 def test_a_run_of_our_own_is_exported_under_our_names(ar_run, tmp_path):
     targets = [f"--export={tmp_path}/ar.safetensors", f"--tokenizer={tmp_path}/vq.safetensors"]
     assert run(convert.command, f"--workdir={ar_run}", *targets) == 0
@@ -171,7 +209,8 @@ def test_a_run_of_our_own_is_exported_under_our_names(ar_run, tmp_path):
 
 def test_published_names_have_the_published_sizes():
     """Parameters without buffers, to three digits; abstract, so that nothing is allocated."""
-    sizes = {"var_d16": 310, "var_d30": 2010, "llamagen_b_256": 111, "llamagen_3b_384": 3096}
+    sizes = {"var_d16": 310, "var_d30": 2010, "hmar_d16": 310, "hmar_d20": 600, "hmar_d24": 1033, "hmar_d30": 2010}
+    sizes |= {"llamagen_b_256": 111, "llamagen_3b_384": 3096}
     sizes |= {"mar_base": 208, "mar_large": 479, "mar_huge": 943, "maskgit_imagenet256": 172.5}
     for name, expected in sizes.items():
         family, models = base.architectures()[name]
@@ -206,6 +245,10 @@ MISTAKES = [
     (VAR + "--arch_config={in}/none.json", "none.json' is no JSON file"),
     ("--arch=var --arch_config={in}/flat.json --workdir={out}/run", "unknown network 'depth'; known: vae, var"),
     ("--arch=var_vqvae --workdir={in}/run --weights={in}/vae.safetensors", "vae.ch is missing"),
+    (
+        VAR + "--weights={in}/var.safetensors --tokenizer={in}/vae.safetensors --refiner={in}/vae.safetensors",
+        "--refiner=.* --arch=var has no such network; remove it",
+    ),
     ("--export={out}/x.pth --workdir={in}/run", "must end in .safetensors"),
     ("--export={out}/x.safetensors --weights=x --workdir={in}/run", "--export takes --workdir"),
     ("--export={out}/x.safetensors --workdir={out}/run", "does not exist"),

@@ -82,10 +82,11 @@ def test_requests_that_cannot_be_met_are_refused(picture, tmp_path):
         ask(path, "0,0,0.01,0.01")
 
 
-def test_what_is_not_masked_stays_and_the_rest_is_drawn_per_sample(picture):
+@pytest.mark.parametrize("name", ["maskgit_digits", "hmar_digits"])
+def test_what_is_not_masked_stays_and_the_rest_is_drawn_per_sample(name, picture):
     """Through the sampler of the command, with random weights."""
     path, pixels = picture
-    case = cases.case("maskgit_digits")
+    case = cases.case(name)
     plan = case.plan()
     variables = {**case.frozen, **case.state(plan).variables()}
     draw = sampling.Sampler(

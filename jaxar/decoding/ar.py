@@ -100,6 +100,7 @@ def segment_stops(num_steps: int, segments: int) -> tuple[int, ...]:
 
 
 NextInput = Callable[[int, Any, Int[Array, "b t"]], tuple[Any, Any]]
+Refine = Callable[[int, Any, Float[Array, "b t v"], Int[Array, "b t"]], Int[Array, "b t"]]
 
 
 def next_scale(
@@ -110,6 +111,7 @@ def next_scale(
     keys: Keys,
     scale_lengths: tuple[int, ...],
     options: lg.Sampling,
+    refine: Refine | None = None,
 ) -> tuple[Int[Array, "b n"], Any]:
     """Draws scale after scale, all tokens of a scale at once and independently of one another.
 
@@ -120,6 +122,8 @@ def next_scale(
       canvas: what the scales are added to (VAR's f_hat), before the first.
       keys: one per sample.
       scale_lengths: tokens of each scale.
+      refine: (scale, inputs, guided logits, ids drawn from them) -> ids of the scale, before the next one is looked at;
+        None leaves them as they are.
     Returns:
       n = sum(scale_lengths) ids, coarse to fine, and the final canvas.
 
@@ -129,6 +133,7 @@ def next_scale(
     for scale, length in enumerate(scale_lengths):
         logits, state = extend(inputs, scale, state)
         ids = lg.draw(logits, keys, begin + jnp.arange(length), options)
+        ids = ids if refine is None else refine(scale, inputs, logits, ids)
         canvas, inputs = next_input(scale, canvas, ids)
         pieces.append(ids)
         begin += length

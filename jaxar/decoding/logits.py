@@ -169,3 +169,10 @@ def draw(logits: Float[Array, "b t v"], keys: Keys, positions: Int[Array, "t"], 
         return jnp.argmax(logits, axis=-1)
     fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
     return jax.vmap(jax.vmap(jax.random.categorical))(fold(keys, positions), logits)
+
+
+@typechecked
+def log_prob(logits: Float[Array, "*b v"], ids: Int[Array, "*b"]) -> Float[Array, "*b"]:
+    """Logarithm of the probability of each id under the softmax of its logits."""
+    log_probs = jax.nn.log_softmax(logits, axis=-1)
+    return jnp.take_along_axis(log_probs, ids[..., None], axis=-1)[..., 0]

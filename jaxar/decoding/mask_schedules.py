@@ -112,6 +112,17 @@ def one_by_one(num_tokens: int) -> Int[np.ndarray, "k n_plus_1"]:
     return np.maximum(np.arange(num_tokens + 1) - np.arange(1, num_tokens + 1)[:, None], 0).astype(np.int32)
 
 
+def kept_counts(kept: tuple[int, ...]) -> Int[np.ndarray, "k n_plus_1"]:
+    """The table, as of `masked_counts`, that decides the given numbers of tokens one after another.
+
+    Args:
+      kept: tokens that each step decides; together n. Samples that begin with fewer masked ones follow in proportion.
+    """
+    num_tokens = sum(kept)
+    after = num_tokens - np.cumsum(kept)
+    return (after[:, None] * np.arange(num_tokens + 1) // num_tokens).astype(np.int32)
+
+
 class Segment(NamedTuple):
     """A piece of the decode loop and what is static in it.
 

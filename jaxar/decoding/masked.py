@@ -114,6 +114,23 @@ def decode(
     return state
 
 
+def refine(
+    law: Law, first: Drawn, known: Bool[Array, "b n"], keys: Keys, counts: Int[np.ndarray, "k n_plus_1"]
+) -> State:
+    """Goes on from a draw of all tokens: the most confident ones stay, the others are drawn anew, and so on.
+
+    Args:
+      law: of the steps after the first.
+      first: what the first step drew, by whatever law; the law sees it at masked positions until they are decided.
+      known: what was given before the first step.
+      counts: tokens that are masked after each step, the first one included; `mask_schedules` makes such tables.
+    """
+    confident = [most_confident(by_table(part, known), np.zeros(len(part))) for part in (counts[:1], counts[1:])]
+    kept = confident[0](first, ~known, jnp.int32(0), keys)
+    state = State(first.tokens, known | kept, first.extra)
+    return decode(law, state, keys, (Segment(len(counts) - 1, known.shape[1], known.shape[1]),), keep=confident[1])
+
+
 def advance(
     law: Law,
     state: State,
@@ -226,8 +243,7 @@ def token_law(predict: Predict, options: lg.Sampling) -> Law:
         logits, extra = predict(state, step, segment)
         logits = lg.filtered(logits, options)
         ids = lg.draw(logits, keys, jnp.arange(logits.shape[1]), plain)
-        log_probs = jax.nn.log_softmax(logits, axis=-1)
-        return Drawn(ids, jnp.take_along_axis(log_probs, ids[..., None], axis=-1)[..., 0], extra)
+        return Drawn(ids, lg.log_prob(logits, ids), extra)
 
     return law
 

@@ -32,6 +32,7 @@ Parts = dict[str, Array]
 Call = Callable[..., Parts]
 
 PACKAGE = "jaxar.interop.families"
+KEPT = "kept"  # collection in which `check` gives a family the official arrays without counterpart
 _DESCRIPTIVE = ("class", "num_values", "prefix", "omitted")
 
 
@@ -46,6 +47,7 @@ class Part:
       init: (key) -> fresh variables of our counterpart; it is only evaluated for shapes.
       whole: whether the table covers our counterpart; False where only a piece of it is stored.
       collections: untrained collections that belong to converted parameters.
+      optional: whether the others are of use without it; then `describe` takes models that lack it.
     """
 
     model: str
@@ -54,6 +56,7 @@ class Part:
     init: Callable[[Key], Variables]
     whole: bool = True
     collections: Callable[[Params], dict[str, Any]] = lambda params: {}
+    optional: bool = False
 
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shape and dtype of our parameters by path.
@@ -101,6 +104,12 @@ class Official:
     parts: tuple[Part, ...]
     config: dict[str, Any] | None = None
     task: dict[str, Any] | None = None
+
+    @property
+    def options(self) -> dict[str, Part]:
+        """The networks by the option of `jaxar.convert` that names their file."""
+        first, *others = self.parts
+        return {"weights": first, **{part.player: part for part in others}}
 
 
 def family(name: str) -> ModuleType:

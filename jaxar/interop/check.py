@@ -40,8 +40,10 @@ def _load(fixture: Fixture, official: base.Official) -> tuple[dict[str, Variable
     rows = []
     for part in official.parts:
         weights = fixture.weights(part.model)
-        variables[part.player] = part.to_variables(weights, f"{fixture.path} ({part.model})")
-        rows.append(_round_trip(part, variables[part.player], weights))
+        converted = part.to_variables(weights, f"{fixture.path} ({part.model})")
+        rows.append(_round_trip(part, converted, weights))
+        kept = {name: weights[name] for name in part.table.kept if name in weights}
+        variables[part.player] = {**converted, base.KEPT: kept}
     return variables, rows
 
 

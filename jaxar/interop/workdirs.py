@@ -136,16 +136,16 @@ def is_converted(folder: pathlib.Path) -> bool:
     return (folder / RECORD).is_file()
 
 
-def official_arrays(opened: run.Run) -> dict[str, Arrays]:
-    """The arrays of a converted workdir by network, as they were read: the same names, dtypes and bits."""
+def official_files(opened: run.Run) -> dict[str, Arrays]:
+    """The arrays of a converted workdir by the option that named their file; the same names, dtypes and bits."""
     record = workdir.read_json(opened.workdir / RECORD)
     kept = safetensors_file.read(opened.workdir / KEPT)
     found = {}
-    for part in base.family(record["family"]).describe(record["models"]).parts:
+    for option, part in base.family(record["family"]).describe(record["models"]).options.items():
         back = part.to_official(opened.variables[part.player])
         back |= {name: kept[f"{part.model}/{name}"] for name in part.table.kept if f"{part.model}/{name}" in kept}
         dtypes = record["dtypes"][part.model]
-        found[part.model] = {name: back[name].astype(_dtype(dtype)) for name, dtype in dtypes.items()}
+        found[option] = {name: back[name].astype(_dtype(dtype)) for name, dtype in dtypes.items()}
     return found
 
 

@@ -30,7 +30,7 @@ from jaxar.nn.cache import KVCache
 from jaxar.nn.layers import cast_weights
 from jaxar.nn.transformer import split_layers
 from jaxar.tokenizers.base import MultiscaleTokenizer, Tokens, TokenSpec
-from jaxar.typing import Array, Float, Int, Key, Metrics, Variables
+from jaxar.typing import Array, Float, Int, Key, Keys, Metrics, Variables
 
 Model = next_scale.Sizes
 
@@ -84,7 +84,11 @@ class NextScale(Method):
         drop_key, dropout_key = jax.random.split(key)
         cond = conditions.drop(conditions.of_batch(batch), drop_key, self.config.label_drop, self.network.num_classes)
         logits = self._logits(variables, batch["ids"], cond["label"], dropout_key)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["ids"]).mean(), LossAux({})
+        return self.mean_nll(optax.softmax_cross_entropy_with_integer_labels(logits, batch["ids"])), LossAux({})
+
+    def mean_nll(self, nll: Float[Array, "b n"]) -> Float[Array, ""]:
+        """The loss, from the cross-entropy of every token."""
+        return nll.mean()
 
     def _logits(
         self, variables: dict[str, Variables], ids: Int[Array, "b n"], labels: Int[Array, "b"], dropout_key: Key | None
@@ -106,14 +110,25 @@ class NextScale(Method):
             **{f"bits_per_token_scale_{k}": part.mean(axis=1) for k, part in enumerate(per_scale, 1)},
         }
 
-    def sample(self, variables: dict[str, Variables], cond: Cond, keys: Key, options: Sampling) -> Tokens:
+    def sample(self, variables: dict[str, Variables], cond: Cond, keys: Keys, options: Sampling) -> Tokens:
         ids, _ = self.sample_with_features(variables, cond, keys, options)
         return Tokens(ids=ids)
 
     def sample_with_features(
-        self, variables: dict[str, Variables], cond: Cond, keys: Key, options: Sampling
+        self, variables: dict[str, Variables], cond: Cond, keys: Keys, options: Sampling
     ) -> tuple[Int[Array, "b n"], Float[Array, "b h w c"]]:
         """Samples and their feature maps f_hat, which the tokenizer's decoder turns into images."""
+        return self._draw(variables, cond, keys, options)
+
+    def _draw(
+        self,
+        variables: dict[str, Variables],
+        cond: Cond,
+        keys: Keys,
+        options: Sampling,
+        refine: ar.Refine | None = None,
+    ) -> tuple[Int[Array, "b n"], Float[Array, "b h w c"]]:
+        """Samples and feature maps; `refine` as in `decoding.ar.next_scale`."""
         spec = self.tokens
         scales = lg.guidance_scales(options, len(spec.scales))
         f_hat = jnp.zeros((cond["label"].shape[0], *spec.grid, spec.channels))
@@ -122,18 +137,18 @@ class NextScale(Method):
         extend, cache = self.decoder(variables["model"], cond, options.unroll)
         next_input = functools.partial(self.tokenizer.next_input, variables["tokenizer"])
         extend = ar.guided(extend, scales)
-        return ar.next_scale(extend, next_input, f_hat, cache, keys, spec.scale_lengths, options)
+        return ar.next_scale(extend, next_input, f_hat, cache, keys, spec.scale_lengths, options, refine)
 
-    def decoder(self, variables: Variables, cond: Cond, unroll: bool) -> tuple[ar.Extend, KVCache]:
-        """An `extend` for `decoding.ar.next_scale`, and its empty cache."""
+    def decoder(self, variables: Variables, cond: Cond, unroll: bool) -> tuple[ar.Extend, KVCache | None]:
+        """An `extend` for `decoding.ar.next_scale`, and its empty cache if the network has one."""
         net = self.network.clone(unroll=unroll)
         variables = cast_weights(variables, net.sizes.dtype)
         variables = split_layers(variables) if unroll else variables
         condition = net.apply(variables, cond["label"], method="condition")
 
         def extend(
-            features: Float[Array, "b t c"] | None, scale: int, cache: KVCache
-        ) -> tuple[Float[Array, "b t v"], KVCache]:
+            features: Float[Array, "b t c"] | None, scale: int, cache: KVCache | None
+        ) -> tuple[Float[Array, "b t v"], KVCache | None]:
             return net.apply(variables, features, scale, condition, cache, method="extend")
 
         return extend, net.init_cache(cond["label"].shape[0])

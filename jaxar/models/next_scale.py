@@ -90,10 +90,28 @@ class Sizes:
             scale=0.25 / math.sqrt(self.head_dim),
             dropout=self.dropout,
             init=normal(self.stddev),
-            out_init=normal(self.stddev / math.sqrt(2 * self.num_layers)),
+            out_init=normal(self.stddev / math.sqrt(2 * max(self.num_layers, 1))),
             dtype=self.dtype,
             param_dtype=self.param_dtype,
         )
+
+    def types(self) -> dict[str, Any]:
+        return {"dtype": self.dtype, "param_dtype": self.param_dtype}
+
+    def modulation(self) -> Modulation:
+        """From the class embedding to the adaLN vectors of all layers."""
+        relative = (self.gate_init,) * 2 + (ADALN_INIT,) * 4
+        if self.shared_adaln:
+            offsets = tuple(r / math.sqrt(self.width) for r in relative)
+            return Modulation(self.num_layers, (self.stddev,) * 6, offsets, **self.types())
+        return Modulation(self.num_layers, tuple(r * self.stddev for r in relative), **self.types())
+
+    def head_modulation(self) -> Modulation:
+        """From the class embedding to the adaLN vectors before the head."""
+        return Modulation(1, (self.stddev * ADALN_INIT,) * 2, **self.types())
+
+    def head(self, vocab_size: int) -> Head:
+        return Head(vocab_size, True, normal(self.stddev * HEAD_INIT), **self.types())
 
 
 class Condition(NamedTuple):
@@ -118,6 +136,7 @@ class NextScaleTransformer(nn.Module):
     Attributes:
       scale_lengths: tokens of each scale, coarse to fine.
       channels: width of the tokenizer's features.
+      markov: a scale attends itself alone; it knows the coarser ones by its input, and nothing is cached.
       unroll: a straight line of layers in place of a loop, for decoding; see `Stack`.
     """
 
@@ -126,15 +145,15 @@ class NextScaleTransformer(nn.Module):
     scale_lengths: tuple[int, ...]
     channels: int
     num_classes: int
+    markov: bool = False
     unroll: bool = False
 
     def setup(self):
-        sizes, types = self.sizes, dict(dtype=self.sizes.dtype, param_dtype=self.sizes.param_dtype)
-        width, std = sizes.width, sizes.stddev
-        init = normal(std)
-        self.class_embedding = Embedding(self.num_classes + 1, width, ("classes", "embed"), init, **types)
+        sizes, types = self.sizes, self.sizes.types()
+        init = normal(sizes.stddev)
+        self.class_embedding = Embedding(self.num_classes + 1, sizes.width, ("classes", "embed"), init, **types)
         self.input_projection = nn.Dense(
-            width,
+            sizes.width,
             kernel_init=logical(init, None, "embed"),
             bias_init=logical(nn.initializers.zeros, "embed"),
             **types,
@@ -142,23 +161,15 @@ class NextScaleTransformer(nn.Module):
         self.start = self._table("start", self.scale_lengths[0])
         self.positions = self._table("positions", sum(self.scale_lengths))
         self.levels = self._table("levels", len(self.scale_lengths))
-        self.modulation = self._modulation(types)
-        self.head_modulation = Modulation(1, (std * ADALN_INIT,) * 2, **types)
+        self.modulation = sizes.modulation()
+        self.head_modulation = sizes.head_modulation()
         self.stack = Stack(sizes.block(), sizes.num_layers, sizes.drop_path, sizes.remat, self.unroll)
         self.norm = LayerNorm(eps=NORM_EPS, affine=False)
-        self.head = Head(self.vocab_size, True, normal(std * HEAD_INIT), **types)
+        self.head = sizes.head(self.vocab_size)
 
     def _table(self, name: str, count: int) -> Array:
         init = logical(normal(self.sizes.stddev), "length", "embed")
         return self.param(name, init, (count, self.sizes.width), self.sizes.param_dtype)
-
-    def _modulation(self, types: dict[str, Any]) -> Modulation:
-        sizes = self.sizes
-        relative = (sizes.gate_init,) * 2 + (ADALN_INIT,) * 4
-        if sizes.shared_adaln:
-            offsets = tuple(r / math.sqrt(sizes.width) for r in relative)
-            return Modulation(sizes.num_layers, (sizes.stddev,) * 6, offsets, **types)
-        return Modulation(sizes.num_layers, tuple(r * sizes.stddev for r in relative), **types)
 
     def condition(self, labels: Int[Array, "b"]) -> Condition:
         """Everything that depends on the label alone."""
@@ -176,16 +187,12 @@ class NextScaleTransformer(nn.Module):
           deterministic: no dropout; otherwise the stream "dropout" is needed.
         """
         condition = self.condition(labels)
-        x = jnp.concatenate([self._first(condition), self.input_projection(features)], axis=1)
-        levels = np.repeat(np.arange(len(self.scale_lengths)), self.scale_lengths)
-        x = x + self.positions + self.levels[levels]
-        mask = MaskSpec.block_causal(self.scale_lengths)
-        x, _ = self.stack(x, mask=mask, modulation=condition.layers, deterministic=deterministic)
+        x, _ = self.activations(features, condition, deterministic=deterministic)
         return self._logits(x, condition)
 
     def extend(
-        self, features: Float[Array, "b t c"] | None, scale: int, condition: Condition, cache: kv.KVCache
-    ) -> tuple[Float[Array, "b t v"], kv.KVCache]:
+        self, features: Float[Array, "b t c"] | None, scale: int, condition: Condition, cache: kv.KVCache | None
+    ) -> tuple[Float[Array, "b t v"], kv.KVCache | None]:
         """Logits of one whole scale, whose coarser ones are in the cache.
 
         No mask is needed: the tokens of a scale see one another and all that is cached.
@@ -196,21 +203,52 @@ class NextScaleTransformer(nn.Module):
           condition: from `condition`.
           cache: from `init_cache`, filled with exactly the coarser scales.
         """
-        begin, end = sum(self.scale_lengths[:scale]), sum(self.scale_lengths[: scale + 1])
-        x = self._first(condition) if scale == 0 else self.input_projection(features)
-        x = x + self.positions[begin:end] + self.levels[scale]
-        x, cache = self.stack(x, modulation=condition.layers, cache=cache, kv_len=end)
+        x, cache = self.activations(features, condition, scale, cache)
         return self._logits(x, condition), cache
 
-    def _first(self, condition: Condition) -> Float[Array, "b t d"]:
-        return condition.start[:, None] + self.start
+    def activations(
+        self,
+        features: Float[Array, "b m c"] | None,
+        condition: Condition,
+        scale: int | None = None,
+        cache: kv.KVCache | None = None,
+        added: Float[Array, "b m d"] | None = None,
+        deterministic: bool = True,
+    ) -> tuple[Float[Array, "b t d"], kv.KVCache | None]:
+        """What leaves the last layer: of all tokens at once, or of one scale as in `extend`.
+
+        Args:
+          added: joins the projected features.
+        """
+        begin, end, mask = 0, sum(self.scale_lengths), self._mask()
+        if scale is not None:
+            begin, end, mask = sum(self.scale_lengths[:scale]), sum(self.scale_lengths[: scale + 1]), None
+        parts = [condition.start[:, None] + self.start] if begin == 0 else []
+        if features is not None:
+            projected = self.input_projection(features)
+            parts.append(projected if added is None else projected + added.astype(projected.dtype))
+        levels = np.repeat(np.arange(len(self.scale_lengths)), self.scale_lengths)
+        x = jnp.concatenate(parts, axis=1) + self.positions[begin:end] + self.levels[levels[begin:end]]
+        return self.stack(
+            x, mask=mask, modulation=condition.layers, cache=cache, kv_len=end, deterministic=deterministic
+        )
+
+    def _mask(self) -> MaskSpec:
+        """Which scales a scale attends when all are computed at once."""
+        return (MaskSpec.block_diagonal if self.markov else MaskSpec.block_causal)(self.scale_lengths)
 
     def _logits(self, x: Float[Array, "b t d"], condition: Condition) -> Float[Array, "b t v"]:
-        scale, shift = condition.head[..., 0, :], condition.head[..., 1, :]
-        return self.head(modulate(self.norm(x), scale, shift))
+        return self.head(modulated(self.norm(x), condition))
 
-    def init_cache(self, batch: int, dtype: str | None = None) -> kv.KVCache:
-        """An empty cache for all scales."""
+    def init_cache(self, batch: int, dtype: str | None = None) -> kv.KVCache | None:
+        """An empty cache for all scales, None for a network without."""
+        if self.markov:
+            return None
         sizes = self.sizes
         length = sum(self.scale_lengths)
         return kv.create(sizes.num_layers, batch, length, sizes.num_heads, sizes.head_dim, dtype or sizes.dtype)
+
+
+def modulated(x: Float[Array, "b t d"], condition: Condition) -> Float[Array, "b t d"]:
+    """Normalised activations, scaled and shifted for the head."""
+    return modulate(x, condition.head[..., 0, :], condition.head[..., 1, :])

@@ -189,7 +189,7 @@ def split_layers(variables: Variables) -> Variables:
 
 
 class Stack(nn.Module):
-    """`num_layers` blocks; the cache travels in the scan's carry, where it is updated in place.
+    """`num_layers` blocks, perhaps none; the cache travels in the scan's carry, where it is updated in place.
 
     Attributes:
       drop_path: stochastic depth of the last layer; it grows linearly from 0 at the first.
@@ -236,7 +236,7 @@ class Stack(nn.Module):
             for i in range(self.num_layers):
                 own = jax.tree.map(lambda leaf: leaf[i], inputs)  # noqa: B023 - called at once
                 carry, _ = Block(*fields, name=f"layer_{i}")(carry, own._replace(index=i), shared)
-        else:
+        elif self.num_layers:
             stack = scan_layers(Block, self.num_layers, self.remat)(*fields, name="layers")
             carry, _ = stack(carry, inputs, shared)
         x, cache = carry

@@ -128,6 +128,9 @@ class MultiscaleTokenizer(Tokenizer, Protocol):
     ) -> tuple[Float[Array, "b h w c"], Float[Array, "b m c"] | None]:
         """Adds the map of `scale` (0-based) to `f_hat`; returns the sum and the next input (None at the end)."""
 
+    def own_features(self, variables: Variables, scale: int, ids: Int[Array, "b s"]) -> Float[Array, "b s c"]:
+        """What the map of `scale` (0-based) alone adds to `f_hat`, area-resized to its own size."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:

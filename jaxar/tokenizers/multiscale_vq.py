@@ -167,6 +167,11 @@ class MultiscaleVQ:
         return f_hat, resized.reshape(f_hat.shape[0], -1, f_hat.shape[-1])
 
     @typechecked
+    def own_features(self, variables: Variables, scale: int, ids: Int[Array, "b s"]) -> Float[Array, "b s e"]:
+        resized = resize.area(self.contribution(variables, scale, ids), self.spec.scales[scale])
+        return resized.reshape(*ids.shape, -1)
+
+    @typechecked
     def reconstruct(
         self, variables: Variables, images: Float[Array, "b h w c"], key: Key | None, train: bool
     ) -> Reconstruction:

@@ -81,7 +81,7 @@ def test_latents_of_mar_are_scaled():
 
 def test_simvq_reconstructs_and_loses_as_the_official_code():
     _, _, tensors = opened("simvq")
-    result = reconstructed("simvq")
+    result = reconstructed("simvq", nhwc(jnp.asarray(tensors["in/img"])))
     np.testing.assert_allclose(result.loss, tensors["out/commit_loss"][0], rtol=1e-4)
     images = nchw(result.images)
     assert deviation(images, tensors["out/rec"]) < 1e-4

@@ -13,20 +13,8 @@ import numpy as np
 from jaxar.config import ConfigError
 from jaxar.decoding import logits as lg
 from jaxar.interop.base import Models, Official, Part, Parts, arguments, method_of, require
-from jaxar.interop.families import _replay, var_vqvae
-from jaxar.interop.tables import (
-    FIRST_ROW,
-    LINEAR,
-    NEW_AXIS,
-    Entry,
-    Table,
-    fused,
-    layers,
-    merge_heads,
-    one,
-    reshaped,
-    split_heads,
-)
+from jaxar.interop.families import _next_scale, _replay, var_vqvae
+from jaxar.interop.tables import LINEAR, NEW_AXIS, Entry, Table, layers, one, reshaped
 from jaxar.methods import _conditions as conditions
 from jaxar.methods import next_scale
 from jaxar.models.next_scale import NORM_EPS
@@ -93,62 +81,26 @@ def describe(models: Models) -> Official:
 
 
 def _table(given: Arguments) -> Table:
-    lengths = [side * side for side in given.patch_nums]
-    levels = np.repeat(np.arange(len(lengths)), lengths)
-    zero = np.zeros(given.embed_dim, np.float32)
+    levels = _next_scale.levels(given.patch_nums)
     return Table(
-        (*_outer(), *_blocks(given), *_modulation(given)),
+        (
+            *_next_scale.outer(),
+            *_next_scale.head(),
+            *_next_scale.blocks(given, range(given.depth)),
+            *_modulation(given),
+        ),
         derived={
             "lvl_1L": lambda: levels[None],
-            "attn_bias_for_masking": lambda: _bias(levels),
-            **{f"blocks.{i}.attn.zero_k_bias": lambda: zero for i in range(given.depth)},
+            "attn_bias_for_masking": lambda: _next_scale.bias(levels[:, None] >= levels),
+            **_next_scale.key_biases(given),
         },
     )
-
-
-def _bias(levels: np.ndarray) -> np.ndarray:
-    """0 where the query's level sees the key's, else -inf: float32 [1 1 n n]."""
-    return np.where(levels[:, None] >= levels, np.float32(0), np.float32(-np.inf))[None, None]
-
-
-def _outer() -> Iterator[Entry]:
-    yield one("class_embedding/embedding", "class_emb.weight")
-    yield one("input_projection/kernel", "word_embed.weight", LINEAR)
-    yield one("input_projection/bias", "word_embed.bias")
-    yield one("start", "pos_start", FIRST_ROW)
-    yield one("positions", "pos_1LC", FIRST_ROW)
-    yield one("levels", "lvl_embed.weight")
-    yield one("head_modulation/kernel", "head_nm.ada_lin.1.weight", LINEAR.then(NEW_AXIS))
-    yield one("head_modulation/bias", "head_nm.ada_lin.1.bias", NEW_AXIS)
-    yield one("head/kernel", "head.weight", LINEAR)
-    yield one("head/bias", "head.bias")
-
-
-def _blocks(given: Arguments) -> Iterator[Entry]:
-    depth, heads = given.depth, given.num_heads
-    block, attention = "stack/layers", "stack/layers/attention"
-    qkv = [f"{attention}/{name}/kernel" for name in ("query", "key", "value")]
-    names = [f"blocks.{i}.attn.mat_qkv.weight" for i in range(depth)]
-    yield fused(qkv, names, (given.embed_dim,) * 3, [split_heads(heads)] * 3)
-    for name in ("query", "value"):
-        yield layers(
-            f"{attention}/{name}/bias", f"blocks.{{}}.attn.{name[0]}_bias", depth, split_heads(heads, bias=True)
-        )
-    if given.attn_l2_norm:
-        scale = reshaped((1, heads, 1, 1), (heads,))
-        yield layers(f"{attention}/scale", "blocks.{}.attn.scale_mul_1H11", depth, scale)
-    yield layers(f"{attention}/out/kernel", "blocks.{}.attn.proj.weight", depth, merge_heads(heads))
-    yield layers(f"{attention}/out/bias", "blocks.{}.attn.proj.bias", depth)
-    for ours, official in (("up", "fc1"), ("down", "fc2")):
-        yield layers(f"{block}/mlp/{ours}/kernel", f"blocks.{{}}.ffn.{official}.weight", depth, LINEAR)
-        yield layers(f"{block}/mlp/{ours}/bias", f"blocks.{{}}.ffn.{official}.bias", depth)
 
 
 def _modulation(given: Arguments) -> Iterator[Entry]:
     """adaLN vectors: one map per block, or a shared one with an offset per block."""
     if not given.shared_aln:
-        yield layers("modulation/kernel", "blocks.{}.ada_lin.1.weight", given.depth, LINEAR)
-        yield layers("modulation/bias", "blocks.{}.ada_lin.1.bias", given.depth)
+        yield from _next_scale.modulation(range(given.depth))
         return
     width = given.embed_dim
     yield one("modulation/kernel", "shared_ada_lin.1.weight", LINEAR.then(NEW_AXIS))
