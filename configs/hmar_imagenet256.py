@@ -1,6 +1,6 @@
 """HMAR-d16 on ImageNet 256x256, VAR's ten scales of 680 tokens; its next-scale network has 310M parameters.
 
-    python -m jaxar.train --config=configs/hmar_imagenet256_d16.py --workdir=out/hmar_imagenet256_d16 \\
+    python -m jaxar.train --config=configs/hmar_imagenet256.py --workdir=out/hmar_imagenet256 \\
         --config.data.root=IMAGENET
 
 The arguments d20, d24 and d30 make the other published sizes. The next-scale network of depth d has the size of VAR's;
