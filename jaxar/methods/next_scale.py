@@ -30,7 +30,7 @@ from jaxar.nn.cache import KVCache
 from jaxar.nn.layers import cast_weights
 from jaxar.nn.transformer import split_layers
 from jaxar.tokenizers.base import MultiscaleTokenizer, Tokens, TokenSpec
-from jaxar.typing import Array, Float, Int, Key, Metrics, Variables
+from jaxar.typing import Array, Float, Int, Key, Keys, Metrics, Variables
 
 Model = next_scale.Sizes
 
@@ -110,10 +110,17 @@ class NextScale(Method):
         ids, _ = self.sample_with_features(variables, cond, keys, options)
         return Tokens(ids=ids)
 
+    def roll_out(
+        self, variables: dict[str, Variables], cond: Cond, keys: Keys | None, options: Sampling, draw: ar.Draw
+    ) -> Int[Array, "b n"]:
+        """The tokens that `draw` takes from the model's guided logits, scale by scale; `keys` are for it alone."""
+        return self.sample_with_features(variables, cond, keys, options, draw)[0]
+
     def sample_with_features(
-        self, variables: dict[str, Variables], cond: Cond, keys: Key, options: Sampling
+        self, variables: dict[str, Variables], cond: Cond, keys: Key, options: Sampling, draw: ar.Draw | None = None
     ) -> tuple[Int[Array, "b n"], Float[Array, "b h w c"]]:
-        """Samples and their feature maps f_hat, which the tokenizer's decoder turns into images."""
+        """Tokens (samples, unless `draw` says otherwise) and their feature maps f_hat, which the decoder reads."""
+        draw = draw or functools.partial(lg.draw, options=options)
         spec = self.tokens
         scales = lg.guidance_scales(options, len(spec.scales))
         f_hat = jnp.zeros((cond["label"].shape[0], *spec.grid, spec.channels))
@@ -122,7 +129,7 @@ class NextScale(Method):
         extend, cache = self.decoder(variables["model"], cond, options.unroll)
         next_input = functools.partial(self.tokenizer.next_input, variables["tokenizer"])
         extend = ar.guided(extend, scales)
-        return ar.next_scale(extend, next_input, f_hat, cache, keys, spec.scale_lengths, options)
+        return ar.next_scale(extend, next_input, f_hat, cache, keys, spec.scale_lengths, draw)
 
     def decoder(self, variables: Variables, cond: Cond, unroll: bool) -> tuple[ar.Extend, KVCache]:
         """An `extend` for `decoding.ar.next_scale`, and its empty cache."""

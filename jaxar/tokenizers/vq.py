@@ -97,6 +97,11 @@ class VQ:
         return self._net.apply({"params": variables["params"]}, images, method="encode")
 
     @typechecked
+    def codes(self, variables: Variables) -> Float[Array, "v e"]:
+        """The codes, of unit length."""
+        return _codebook(variables["params"])
+
+    @typechecked
     def quantized(self, variables: Variables, ids: Int[Array, "b n"]) -> Float[Array, "b gh gw e"]:
         """The unit-length codes of `ids`: what the decoder reads."""
         codes = quantize.lookup(_codebook(variables["params"]), ids)
