@@ -89,7 +89,9 @@ def _raster_without_cache(
         return jax.lax.dynamic_slice_in_dim(logits, step, 1, axis=1), drawn
 
     empty = jnp.zeros((cond["label"].shape[0], count), jnp.int32)
-    return loops.next_token(loops.guided(extend, scales), None, empty, keys, count, options)
+    return loops.next_token(
+        loops.guided(extend, scales), None, empty, keys, count, functools.partial(lg.draw, options=options)
+    )
 
 
 def _scales_without_cache(
@@ -113,7 +115,9 @@ def _scales_without_cache(
     empty = jnp.zeros((cond["label"].shape[0], spec.num_tokens - first, spec.channels))
     next_input = functools.partial(method.tokenizer.next_input, variables["tokenizer"])
     extend = loops.guided(extend, scales)
-    return loops.next_scale(extend, next_input, canvas, empty, keys, lengths, options)[0]
+    return loops.next_scale(
+        extend, next_input, canvas, empty, keys, lengths, functools.partial(lg.draw, options=options)
+    )[0]
 
 
 def main() -> None:

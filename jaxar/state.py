@@ -95,3 +95,19 @@ def create(method: Method, optimizers: dict[str, optim.Optimizer], mesh: Mesh, k
     )
     with jax.set_mesh(mesh):
         return init(key)
+
+
+def warm_started(state: TrainState, method: Method, frozen: dict[str, Variables]) -> TrainState:
+    """A fresh state after the method's `warm_start`; averages start as copies."""
+    if type(method).warm_start is Method.warm_start:
+        return state
+
+    def start(state: TrainState, frozen: dict[str, Variables]) -> TrainState:
+        params = method.warm_start({name: player.params for name, player in state.players.items()}, frozen)
+        players = {
+            name: player.replace(params=params[name], emas=dict.fromkeys(player.emas, params[name]))
+            for name, player in state.players.items()
+        }
+        return state.replace(players=players)
+
+    return jax.jit(start, out_shardings=jax.tree.map(lambda x: x.sharding, state))(state, frozen)

@@ -66,6 +66,7 @@ def _restore_or_create(setup: Setup, keeper: checkpoints.Checkpoints) -> TrainSt
         return state
     key = jax.random.fold_in(jax.random.key(setup.train.seed), 1)
     state = state_lib.create(setup.method, setup.plan.optimizers, setup.mesh, key)
+    state = state_lib.warm_started(state, setup.method, setup.frozen)
     return weights.initialise(state, setup.config.get("init_from") or {}, abstract, setup.mesh)
 
 

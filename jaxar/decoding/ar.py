@@ -16,6 +16,8 @@ from jaxar.decoding import logits as lg
 from jaxar.typing import Array, Float, Int, Keys
 
 State = Any
+Draw = Callable[[Float[Array, "b t v"], Keys, Int[Array, "t"]], Int[Array, "b t"]]
+"""(guided logits, keys of the samples, positions) -> ids; `logits.draw` with options, or any other rule."""
 
 
 class Extend(Protocol):
@@ -55,7 +57,7 @@ def next_token(
     state: State,
     keys: Keys,
     num_steps: int,
-    options: lg.Sampling,
+    draw: Draw,
     segments: int = 1,
 ) -> Int[Array, "b n"]:
     """Draws token after token, or block after block where `extend` gives logits for several tokens at once.
@@ -74,7 +76,7 @@ def next_token(
 
     def choose(logits: Array, step: Int[Array, ""] | int) -> Int[Array, "b t"]:
         count = logits.shape[1]
-        return lg.draw(logits, keys, step * count + jnp.arange(count), options)
+        return draw(logits, keys, step * count + jnp.arange(count))
 
     stops = segment_stops(num_steps, segments)
     logits, state = extend(start, 0, state, stops[0])
@@ -110,7 +112,7 @@ def next_scale(
     state: State,
     keys: Keys,
     scale_lengths: tuple[int, ...],
-    options: lg.Sampling,
+    draw: Draw,
     refine: Refine | None = None,
 ) -> tuple[Int[Array, "b n"], Any]:
     """Draws scale after scale, all tokens of a scale at once and independently of one another.
@@ -132,7 +134,7 @@ def next_scale(
     inputs, pieces, begin = None, [], 0
     for scale, length in enumerate(scale_lengths):
         logits, state = extend(inputs, scale, state)
-        ids = lg.draw(logits, keys, begin + jnp.arange(length), options)
+        ids = draw(logits, keys, begin + jnp.arange(length))
         ids = ids if refine is None else refine(scale, inputs, logits, ids)
         canvas, inputs = next_input(scale, canvas, ids)
         pieces.append(ids)

@@ -69,6 +69,17 @@ class MaskSpec:
         return _blocks(lengths, lambda start, stop: fixed(0, stop))
 
     @staticmethod
+    def earlier_blocks_and_self(lengths: Sequence[int]) -> "MaskSpec":
+        """Consecutive blocks (scales) of the given lengths; a query attends all earlier blocks and itself.
+
+        Reference: Liu et al., Distilled Decoding 1: One-step Sampling of Image Auto-regressive Models with Flow
+        Matching, 2025.
+        """
+        stops = list(itertools.accumulate(lengths, initial=0))
+        runs = [Run(a, b, (fixed(0, a), behind(0))) for a, b in itertools.pairwise(stops)]
+        return _clipped(runs, stops[-1])
+
+    @staticmethod
     def block_diagonal(lengths: Sequence[int]) -> "MaskSpec":
         """Consecutive blocks (scales) of the given lengths; a query attends its own block alone.
 

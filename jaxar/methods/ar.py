@@ -11,6 +11,7 @@ Golden: llamagen_c2i_d2, llamagen_t2i_d2
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ from jaxar.nn.cache import KVCache
 from jaxar.nn.layers import cast_weights
 from jaxar.nn.transformer import split_layers
 from jaxar.tokenizers.base import Tokens
-from jaxar.typing import Array, Float, Int, Key, Metrics, Variables
+from jaxar.typing import Array, Float, Int, Key, Keys, Metrics, Variables
 
 Model = causal.Sizes
 
@@ -102,13 +103,19 @@ class AR(Method):
         }
 
     def sample(self, variables: dict[str, Variables], cond: Cond, keys: Key, options: Sampling) -> Tokens:
+        return Tokens(ids=self.roll_out(variables, cond, keys, options, functools.partial(lg.draw, options=options)))
+
+    def roll_out(
+        self, variables: dict[str, Variables], cond: Cond, keys: Keys | None, options: Sampling, draw: ar.Draw
+    ) -> Int[Array, "b n"]:
+        """The tokens that `draw` takes from the model's guided logits, one after another; `keys` are for it alone."""
         net = self.network
         scales = lg.guidance_scales(options, net.num_tokens)
         if lg.is_guided(scales):
             cond = conditions.doubled(cond, net.num_classes)
         extend, cache = self.decoder(variables["model"], cond, options.unroll)
         extend = ar.guided(extend, scales)
-        return Tokens(ids=ar.next_token(extend, None, cache, keys, net.num_tokens, options, options.segments))
+        return ar.next_token(extend, None, cache, keys, net.num_tokens, draw, options.segments)
 
     def decoder(self, variables: Variables, cond: Cond, unroll: bool) -> tuple[ar.Extend, KVCache]:
         """An `extend` for `decoding.ar.next_token` (None stands for the condition), and its empty cache."""

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from jaxar.config import ConfigError
 from jaxar.tokenizers.base import ImageSpec, Tokenizer, Tokens, TokenSpec
-from jaxar.typing import Array, Bool, Float, Int, Key, Keys, Metrics, Variables
+from jaxar.typing import Array, Bool, Float, Int, Key, Keys, Metrics, Params, Variables
 
 Batch = dict[str, Array]
 Cond = dict[str, Array]  # "label": Int[b], and for text-conditional models "text": Float[b t e], "text_mask": Bool[b t]
@@ -154,6 +154,13 @@ class Method(abc.ABC):
     @abc.abstractmethod
     def init(self, key: Key) -> dict[str, Variables]:
         """Fresh variables of every player, parameters boxed with their logical axis names."""
+
+    def warm_start(self, params: dict[str, Params], frozen: dict[str, Variables]) -> dict[str, Params]:
+        """Fresh parameters of the players, changed by what parents know: a student starts as its teacher, say.
+
+        Applied once, before anything that `init_from` names.
+        """
+        return params
 
     def frozen(self) -> dict[str, Variables]:
         """Variables that losses and figures read and nothing trains, beside those of parents: read once, from files.

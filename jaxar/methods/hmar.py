@@ -206,9 +206,16 @@ class HMAR(next_scale.NextScale):
         return {**figures, "masked_bits_per_token": nll / np.log(2), "masked_accuracy": right}
 
     def sample_with_features(
-        self, variables: dict[str, Variables], cond: Cond, keys: Keys, options: Sampling
+        self,
+        variables: dict[str, Variables],
+        cond: Cond,
+        keys: Keys | None,
+        options: Sampling,
+        draw: ar.Draw | None = None,
+        refine: ar.Refine | None = None,
     ) -> tuple[Int[Array, "b n"], Float[Array, "b h w c"]]:
-        return self._draw(variables, cond, keys, options, self._refine(variables, cond, keys, options))
+        refine = refine or self._refine(variables, cond, keys, options)
+        return super().sample_with_features(variables, cond, keys, options, draw, refine)
 
     def complete(
         self,
@@ -221,7 +228,7 @@ class HMAR(next_scale.NextScale):
     ) -> Tokens:
         """As `sample`; mask passes draw the unknown tokens of a scale given the known ones among the others."""
         refine = self._refine(variables, cond, keys, options, Given(tokens.ids, known))
-        return Tokens(ids=self._draw(variables, cond, keys, options, refine)[0])
+        return Tokens(ids=self.sample_with_features(variables, cond, keys, options, refine=refine)[0])
 
     def _refine(
         self, variables: dict[str, Variables], cond: Cond, keys: Keys, options: Sampling, given: Given | None = None

@@ -114,21 +114,26 @@ class NextScale(Method):
         ids, _ = self.sample_with_features(variables, cond, keys, options)
         return Tokens(ids=ids)
 
-    def sample_with_features(
-        self, variables: dict[str, Variables], cond: Cond, keys: Keys, options: Sampling
-    ) -> tuple[Int[Array, "b n"], Float[Array, "b h w c"]]:
-        """Samples and their feature maps f_hat, which the tokenizer's decoder turns into images."""
-        return self._draw(variables, cond, keys, options)
+    def roll_out(
+        self, variables: dict[str, Variables], cond: Cond, keys: Keys | None, options: Sampling, draw: ar.Draw
+    ) -> Int[Array, "b n"]:
+        """The tokens that `draw` takes from the model's guided logits, scale by scale; `keys` are for it alone."""
+        return self.sample_with_features(variables, cond, keys, options, draw)[0]
 
-    def _draw(
+    def sample_with_features(
         self,
         variables: dict[str, Variables],
         cond: Cond,
-        keys: Keys,
+        keys: Keys | None,
         options: Sampling,
+        draw: ar.Draw | None = None,
         refine: ar.Refine | None = None,
     ) -> tuple[Int[Array, "b n"], Float[Array, "b h w c"]]:
-        """Samples and feature maps; `refine` as in `decoding.ar.next_scale`."""
+        """Tokens (samples, unless `draw` says otherwise) and their feature maps f_hat, which the decoder reads.
+
+        `refine` as in `decoding.ar.next_scale`.
+        """
+        draw = draw or functools.partial(lg.draw, options=options)
         spec = self.tokens
         scales = lg.guidance_scales(options, len(spec.scales))
         f_hat = jnp.zeros((cond["label"].shape[0], *spec.grid, spec.channels))
@@ -137,7 +142,7 @@ class NextScale(Method):
         extend, cache = self.decoder(variables["model"], cond, options.unroll)
         next_input = functools.partial(self.tokenizer.next_input, variables["tokenizer"])
         extend = ar.guided(extend, scales)
-        return ar.next_scale(extend, next_input, f_hat, cache, keys, spec.scale_lengths, options, refine)
+        return ar.next_scale(extend, next_input, f_hat, cache, keys, spec.scale_lengths, draw, refine)
 
     def decoder(self, variables: Variables, cond: Cond, unroll: bool) -> tuple[ar.Extend, KVCache | None]:
         """An `extend` for `decoding.ar.next_scale`, and its empty cache if the network has one."""

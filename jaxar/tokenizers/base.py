@@ -105,6 +105,9 @@ class Tokenizer(Protocol):
     def decode(self, variables: Variables, tokens: Tokens) -> Float[Array, "b h w c"]:
         """Images clipped to [-1, 1]."""
 
+    def codes(self, variables: Variables) -> Float[Array, "v c"]:
+        """The vectors that the decoder reads for the ids of a discrete tokenizer."""
+
     def reconstruct(
         self, variables: Variables, images: Float[Array, "b h w c"], key: Key | None, train: bool
     ) -> Reconstruction:

@@ -104,6 +104,10 @@ class MultiscaleVQ:
         return self._net.apply({"params": variables["params"]}, images, method="encode")
 
     @typechecked
+    def codes(self, variables: Variables) -> Float[Array, "v e"]:
+        return self.config.quantizer.codes(variables, jnp.arange(self.spec.vocab_size))
+
+    @typechecked
     def contribution(self, variables: Variables, scale: int, ids: Int[Array, "b s"]) -> Float[Array, "b gh gw e"]:
         """What the token map of `scale` (0-based) adds to the feature map: its codes, enlarged and smoothed by phi."""
         params = variables["params"]

@@ -100,6 +100,10 @@ class VQ:
         return self._net.apply({"params": variables["params"]}, images, method="encode")
 
     @typechecked
+    def codes(self, variables: Variables) -> Float[Array, "v e"]:
+        return self.config.quantizer.codes(variables, jnp.arange(self.spec.vocab_size))
+
+    @typechecked
     def quantized(self, variables: Variables, ids: Int[Array, "b n"]) -> Float[Array, "b gh gw e"]:
         """The codes of `ids`: what the decoder reads."""
         return self.config.quantizer.codes(variables, ids).reshape(ids.shape[0], *self.spec.grid, -1)

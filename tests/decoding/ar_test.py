@@ -34,6 +34,10 @@ def extend(tables, ids, step, state, stop):
     return jnp.where(step < stop, logits, jnp.nan), (which, history)
 
 
+def drawn(options):
+    return functools.partial(lg.draw, options=options)
+
+
 def start(batch, halves=1):
     return jnp.repeat(jnp.arange(halves), batch), jnp.zeros(halves * batch, jnp.int32)
 
@@ -72,7 +76,7 @@ def sampler(options, segments=1, tables=(COND, NULL)):
 
     @jax.jit
     def sample(keys):
-        return ar.next_token(step, None, start(len(keys), halves), keys, LENGTH, options, segments)
+        return ar.next_token(step, None, start(len(keys), halves), keys, LENGTH, drawn(options), segments)
 
     return sample
 
@@ -135,7 +139,7 @@ def test_blocks_of_tokens_are_drawn_by_the_same_loop():
 
     @jax.jit
     def sample(keys):
-        return ar.next_token(extend_block, None, jnp.zeros(len(keys), jnp.int32), keys, 2, lg.Sampling(), 2)
+        return ar.next_token(extend_block, None, jnp.zeros(len(keys), jnp.int32), keys, 2, drawn(lg.Sampling()), 2)
 
     log_probs = scipy.special.log_softmax(COND.astype(np.float64), axis=-1)
     history = SEQUENCES[:, :2] @ [VOCAB, 1]
@@ -166,7 +170,7 @@ def scale_sampler(options):
     def sample(keys):
         which = jnp.repeat(jnp.arange(halves), len(keys))
         step = ar.guided(extend_scale, scales)
-        return ar.next_scale(step, next_input, jnp.zeros(len(keys), jnp.int32), which, keys, SCALES, options)
+        return ar.next_scale(step, next_input, jnp.zeros(len(keys), jnp.int32), which, keys, SCALES, drawn(options))
 
     return sample
 
