@@ -13,7 +13,12 @@ from jaxar.config import ConfigError
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "methods.md"
-OTHERS = ("fid_math", "torch_checkpoint")  # fixtures that belong to no method or tokenizer
+OTHERS = (
+    "fid_math",
+    "inception_fid",
+    "torch_checkpoint",
+    "torch_legacy",
+)  # fixtures that belong to no method or tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -20,11 +20,15 @@ from jaxar.methods import hmar, next_scale
 from jaxar.methods.base import Task
 from jaxar.nn.convnet import ConvStack
 from jaxar.tokenizers import multiscale_vq
+from jaxar.tokenizers._quantizers import VQ
 from jaxar.tokenizers.base import ImageSpec, Tokens
 
 CLASSES = 5
 CONFIG = multiscale_vq.Config(
-    vocab_size=9, code_channels=3, stack=ConvStack(4, (1, 1), num_res_blocks=1, groups=2), scales=(1, 2, 4), num_phi=2
+    quantizer=VQ(vocab_size=9, channels=3),
+    stack=ConvStack(4, (1, 1), num_res_blocks=1, groups=2),
+    scales=(1, 2, 4),
+    num_phi=2,
 )
 TOKENIZER = multiscale_vq.build(CONFIG, ImageSpec(8, 3))
 LENGTHS, TOKENS = TOKENIZER.spec.scale_lengths, TOKENIZER.spec.num_tokens

@@ -62,7 +62,7 @@ def test_fsq_has_the_levels_it_says_and_no_others():
     for channel, levels in enumerate(expected):
         np.testing.assert_array_equal(np.unique(codes[:, channel]), levels)
     np.testing.assert_array_equal(codes[1000], 0)  # z = 0
-    assert np.all(np.diff(bounded, axis=0) > -1e-6)
+    assert np.all(np.diff(bounded, axis=0) > -1e-5)
     np.testing.assert_allclose(bounded[-1], [2.002 / 2, (1.5015 - 0.5) / 2, 1.001], atol=1e-5)
     np.testing.assert_allclose(bounded[0], [-2.002 / 2, (-1.5015 - 0.5) / 2, -1.001], atol=1e-5)
 
