@@ -287,7 +287,7 @@ def test_confident_decoding_calls_the_network_until_it_is_sure():
     keys, sharp = jax.random.split(jax.random.key(1), 40), 4 * COND
     samplers = [confidently(sharp, at) for at in (0.3, 0.7, 0.95)]
     calls = np.array([np.mean([int(sample(key[None])[1]) for key in keys]) for sample in samplers])
-    assert (np.diff(calls) > 0).all() and calls[0] > 1 and calls[-1] < LENGTH
+    assert 1 < calls[0] <= calls[1] <= calls[2] < LENGTH and calls[0] < calls[2]
     surest = np.where(COND.max(axis=-1, keepdims=True) == COND, 30.0, 0.0).astype(np.float32)
     assert int(confidently(surest, 0.95)(keys)[1]) == 1
 
