@@ -4,6 +4,7 @@ The order is guidance, temperature, top-k, top-p; each step works on what the on
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Literal
 
@@ -156,19 +157,24 @@ def filtered(logits: Float[Array, "*b v"], options: Sampling) -> Float[Array, "*
 
 
 @typechecked
-def draw(logits: Float[Array, "b t v"], keys: Keys, positions: Int[Array, "t"], options: Sampling) -> Int[Array, "b t"]:
+def draw(
+    logits: Float[Array, "b t v"], keys: Keys, positions: Int[Array, "t"], options: Sampling, exact: bool = False
+) -> Int[Array, "b t"]:
     """One id per position, each from its own key.
 
     Args:
       logits: guided, not yet filtered.
       keys: one per sample; folded with the position, so that a draw depends on nothing else in the batch.
       positions: numbers of the tokens in their sequence.
+      exact: right for rare ids too. By default Gumbel noise comes from 23 random bits and never exceeds 15.95, so ids
+        that are less likely than about 1e-7 lose probability; with twice the bits this happens below 1e-14.
     """
     logits = filtered(logits, options)
     if options.greedy:
         return jnp.argmax(logits, axis=-1)
     fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
-    return jax.vmap(jax.vmap(jax.random.categorical))(fold(keys, positions), logits)
+    categorical = functools.partial(jax.random.categorical, mode="high" if exact else "low")
+    return jax.vmap(jax.vmap(categorical))(fold(keys, positions), logits)
 
 
 @typechecked

@@ -92,6 +92,7 @@ def decode(
     segments: tuple[Segment, ...],
     choose: Choose = all_masked,
     keep: Keep = all_drawn,
+    stop_early: bool = False,
 ) -> State:
     """Runs all steps; one compiled loop per segment.
 
@@ -99,6 +100,7 @@ def decode(
       state: before step 0; tokens that are known there never change.
       keys: one per sample.
       segments: from `mask_schedules.segments`; the last one ends at the number of steps.
+      stop_early: leave the loop once the whole batch is known, for rules that may decide more than the table.
     Returns:
       The state after the last step. Everything is known then if the rules decide everything, as those made from tables
       do.
@@ -109,7 +111,10 @@ def decode(
         def step_in(state: State, step: Int[Array, ""], segment: Segment = segment) -> tuple[State, None]:
             return advance(law, state, step, keys, segment, choose, keep)[0], None
 
-        state, _ = jax.lax.scan(step_in, state, jnp.arange(first, segment.stop))
+        if stop_early:
+            state = _while_masked(lambda state, step: step_in(state, step)[0], state, first, segment.stop)
+        else:
+            state, _ = jax.lax.scan(step_in, state, jnp.arange(first, segment.stop))
         first = segment.stop
     return state
 
@@ -129,6 +134,16 @@ def refine(
     kept = confident[0](first, ~known, jnp.int32(0), keys)
     state = State(first.tokens, known | kept, first.extra)
     return decode(law, state, keys, (Segment(len(counts) - 1, known.shape[1], known.shape[1]),), keep=confident[1])
+
+
+def _while_masked(step_in: Callable[[State, Int[Array, ""]], State], state: State, first: int, stop: int) -> State:
+    def unfinished(carry: tuple[State, Int[Array, ""]]) -> Bool[Array, ""]:
+        return (carry[1] < stop) & ~jnp.all(carry[0].known)
+
+    def following(carry: tuple[State, Int[Array, ""]]) -> tuple[State, Int[Array, ""]]:
+        return step_in(*carry), carry[1] + 1
+
+    return jax.lax.while_loop(unfinished, following, (state, jnp.asarray(first)))[0]
 
 
 def advance(
@@ -187,6 +202,26 @@ def next_in_order(priority: Float[Array, "b n"], remaining: Remaining) -> Choose
     return choose
 
 
+def at_levels(priority: Float[Array, "b n"], levels: np.ndarray, known: Bool[Array, "b n"]) -> Choose:
+    """The rule that takes a masked position when a falling level passes its priority, without idle steps.
+
+    With uniform priorities this is the ancestral sampler of masked diffusion whose share of masked tokens is
+    `levels[k]` after step k: each masked token is decided in step k with probability 1 - levels[k] / levels[k-1]. When
+    a token is decided does not depend on the tokens, so it is known beforehand, and steps in which a sample decides
+    nothing are left out: min(K, n) steps of the loop are enough for any K.
+
+    Args:
+      priority: in [0, 1), from `random_priority`.
+      levels: [K], falling from below 1 to 0.
+      known: before the first step.
+    """
+    step_of = jnp.sum(priority[..., None] <= jnp.asarray(levels[:-1], priority.dtype), axis=-1)
+    rows = jnp.arange(len(priority))[:, None]
+    busy = jnp.zeros((len(priority), len(levels)), jnp.int32).at[rows, step_of].max((~known).astype(jnp.int32))
+    turn = jnp.take_along_axis(jnp.cumsum(busy, axis=1) - 1, step_of, axis=1)
+    return lambda masked, step, keys: masked & (turn == step)
+
+
 def most_confident(remaining: Remaining, noise: np.ndarray) -> Keep:
     """The rule that keeps the drawn tokens of largest log p + noise_k g, with g standard Gumbel noise.
 
@@ -210,6 +245,31 @@ def most_confident(remaining: Remaining, noise: np.ndarray) -> Keep:
     return keep
 
 
+def confident(keep: Keep, threshold: float) -> Keep:
+    """The rule that keeps every token drawn with a probability above `threshold`, and follows `keep` if there is none.
+
+    In a step in which `keep` would keep everything, everything stays. For `decode` with `stop_early`.
+
+    Args:
+      threshold: of exp(`Drawn.log_prob`); 0 finishes in one step, 1 leaves the decisions to `keep`.
+
+    Reference: Yu et al., Dimple: Discrete Diffusion Multimodal Large Language Model with Parallel Decoding, 2025.
+    """
+
+    def rule(drawn: Drawn, chosen: Bool[Array, "b n"], step: Int[Array, ""], keys: Keys) -> Bool[Array, "b n"]:
+        sure = chosen & (jnp.exp(drawn.log_prob) > threshold)
+        usual = keep(drawn, chosen, step, keys)
+        alone = jnp.any(sure, axis=1) & ~jnp.all(usual == chosen, axis=1)
+        return jnp.where(alone[:, None], sure, usual)
+
+    return rule
+
+
+def at_least_one(remaining: Remaining) -> Remaining:
+    """As `remaining`, but fewer than before while there are any: for samples that are ahead of their table."""
+    return lambda masked, step, keys: jnp.clip(remaining(masked, step, keys), 0, jnp.maximum(masked - 1, 0))
+
+
 @typechecked
 def largest(scores: Float[Array, "b n"], count: Int[Array, "b"]) -> Bool[Array, "b n"]:
     """Marks exactly `count` largest scores of each row; of equal ones the first come first."""
@@ -231,19 +291,21 @@ Predict = Callable[[State, Int[Array, ""], Segment], tuple[Float[Array, "b n v"]
 """(state, step, segment) -> (logits of every position, new `State.extra`)."""
 
 
-def token_law(predict: Predict, options: lg.Sampling) -> Law:
+def token_law(predict: Predict, options: lg.Sampling, exact: bool = False, unfiltered: bool = False) -> Law:
     """The law of discrete tokens: softmax of logits after temperature, top-k and top-p, each position by itself.
 
     Args:
       predict: guided logits; see `guided`.
+      exact: as in `logits.draw`.
+      unfiltered: `Drawn.log_prob` is the model's own, before temperature, top-k and top-p.
     """
     plain = lg.Sampling(greedy=options.greedy)
 
     def law(state: State, chosen: Bool[Array, "b n"], step: Int[Array, ""], keys: Keys, segment: Segment) -> Drawn:
-        logits, extra = predict(state, step, segment)
-        logits = lg.filtered(logits, options)
-        ids = lg.draw(logits, keys, jnp.arange(logits.shape[1]), plain)
-        return Drawn(ids, lg.log_prob(logits, ids), extra)
+        own, extra = predict(state, step, segment)
+        logits = lg.filtered(own, options)
+        ids = lg.draw(logits, keys, jnp.arange(logits.shape[1]), plain, exact)
+        return Drawn(ids, lg.log_prob(own if unfiltered else logits, ids), extra)
 
     return law
 

@@ -5,7 +5,9 @@ sampling gives z of the conditional rows, then of the null ones; both halves see
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +28,8 @@ class Steps:
 
     Attributes:
       first: their number, or for diffusion a respacing as in `Process` ("ddim20").
-      last: steps at the transformer's last step, to which they fall linearly from the first; None for no annealing.
+      last: steps at the transformer's last step, to which they fall from the first; None for no annealing.
+      annealing: how they fall: along a line, along half a cosine, or at once after the first half ("two_stage").
       start: the noisiest diffusion step that is used, None for the last one. DiSA starts at 950 of 1000.
       temperature: multiplies the noise of every diffusion step, or the starting noise of a flow.
 
@@ -35,6 +38,7 @@ class Steps:
 
     first: int | str = 100
     last: int | None = None
+    annealing: Literal["linear", "cosine", "two_stage"] = "linear"
     start: int | None = None
     temperature: float = 1.0
 
@@ -50,7 +54,12 @@ class Steps:
     def counts(self, num_steps: int) -> tuple[int, ...]:
         """Steps of the head in each of the transformer's `num_steps` steps; `first` must be a number."""
         last, rest = self.first if self.last is None else self.last, max(num_steps - 1, 1)
-        return tuple(last + (rest - k) * (self.first - last) // rest for k in range(num_steps))
+        fall = self.first - last
+        if self.annealing == "linear":
+            return tuple(last + (rest - k) * fall // rest for k in range(num_steps))
+        if self.annealing == "cosine":
+            return tuple(last + math.floor((1 + math.cos(math.pi * k / rest)) / 2 * fall) for k in range(num_steps))
+        return tuple(self.first if 2 * k < rest else last for k in range(num_steps))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,11 +22,11 @@ from jaxar.config import ConfigError
 from jaxar.decoding import logits as lg
 from jaxar.decoding import mask_schedules, masked
 from jaxar.methods import _conditions as conditions
-from jaxar.methods.base import Batch, Cond, LossAux, LossSpec, Method, PlayerSpec, Task
+from jaxar.methods._masked_tokens import MaskedTokens, mean_of_valid, mean_over, network, random_positions
+from jaxar.methods.base import Batch, Cond, LossAux, LossSpec, Task
 from jaxar.models import bidirectional
-from jaxar.nn.layers import cast_weights
 from jaxar.tokenizers.base import Tokens
-from jaxar.typing import Array, Bool, Float, Int, Key, Keys, Metrics, Variables
+from jaxar.typing import Array, Bool, Float, Int, Key, Keys, Variables
 
 Model = bidirectional.Sizes
 
@@ -61,11 +61,14 @@ class Sampling(lg.Sampling):
       num_steps: network calls.
       schedule: gamma, the share of tokens that are still masked after each step.
       choice_temperature: weight of the Gumbel noise on the confidence, fading linearly to 0 at the last step.
+      sure_above: confident decoding: a step keeps all tokens of larger probability, if there are any, and sampling ends
+        when nothing is masked; None keeps as many as the schedule says. (Yu et al., Dimple, 2025, use 0.95.)
     """
 
     num_steps: int = 8
     schedule: str = "cosine"
     choice_temperature: float = 4.5
+    sure_above: float | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -74,6 +77,8 @@ class Sampling(lg.Sampling):
             raise ConfigError(f"sample.num_steps={self.num_steps} must be at least 1")
         if self.choice_temperature < 0:
             raise ConfigError(f"sample.choice_temperature={self.choice_temperature} must not be negative")
+        if self.sure_above is not None and not 0 <= self.sure_above <= 1:
+            raise ConfigError(f"sample.sure_above={self.sure_above} must lie in [0, 1]; None switches it off")
 
     def confidence_noise(self) -> np.ndarray:
         """Weight of the Gumbel noise in each step, float32 [num_steps]."""
@@ -82,18 +87,10 @@ class Sampling(lg.Sampling):
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskGIT(Method):
+class MaskGIT(MaskedTokens):
     """One network, one loss."""
 
-    network: bidirectional.BidirectionalTransformer
     config: Config
-
-    def players(self) -> dict[str, PlayerSpec]:
-        return {"model": PlayerSpec()}
-
-    def init(self, key: Key) -> dict[str, Variables]:
-        ids = jnp.zeros((1, self.network.num_tokens), jnp.int32)
-        return {"model": self.network.init(key, ids, ids > 0, ids[:, 0])}
 
     def losses(self) -> tuple[LossSpec, ...]:
         return (LossSpec("masked_nll", self.loss, ("model",)),)
@@ -111,8 +108,7 @@ class MaskGIT(Method):
         )
         targets = optax.smooth_labels(jax.nn.one_hot(ids, net.vocab_size), self.config.smoothing)
         nll = mean_over(optax.softmax_cross_entropy(logits, targets), ~known)
-        valid = batch.get("valid", jnp.ones(nll.shape)).astype(nll.dtype)
-        return jnp.sum(nll * valid) / jnp.maximum(jnp.sum(valid), 1), LossAux({})
+        return mean_of_valid(nll, batch), LossAux({})
 
     def masked_counts(self, key: Key, batch: int) -> Int[Array, "b"]:
         """Numbers of masked tokens for training: ceil(n gamma(r)) with r uniform, so at least 1."""
@@ -120,30 +116,6 @@ class MaskGIT(Method):
         ratio = jax.random.uniform(key, (batch,), minval=1e-6, maxval=1.0)  # the logarithmic gamma is infinite at 0
         share = mask_schedules.masked_share(self.config.schedule, ratio, jnp.full(1, float(num)))
         return jnp.ceil(num * share).astype(jnp.int32)
-
-    def evaluate(self, variables: dict[str, Variables], batch: Batch, key: Key) -> Metrics:
-        """Figures [b] over masked tokens, of which there are 1 to all, each number as likely.
-
-        `bits_per_token` is then an unbiased estimate of a bound: on average it is at least the negative log-likelihood
-        per token of drawing one token after another in random order (Jensen). `accuracy` is the share of masked tokens
-        whose largest logit is right.
-
-        Reference: Uria et al., A Deep and Tractable Density Estimator, 2014, Eq. 9.
-        """
-        count_key, position_key = jax.random.split(key)
-        net, ids = self.network, batch["ids"]
-        counts = jax.random.randint(count_key, ids.shape[:1], 1, net.num_tokens + 1)
-        hidden = random_positions(position_key, counts, net.num_tokens)
-        logits = net.apply(variables["model"], ids, ~hidden, batch["label"])
-        nll = optax.softmax_cross_entropy_with_integer_labels(logits, ids)
-        return {
-            "bits_per_token": mean_over(nll, hidden) / np.log(2),
-            "accuracy": mean_over((jnp.argmax(logits, axis=-1) == ids).astype(nll.dtype), hidden),
-        }
-
-    def sample(self, variables: dict[str, Variables], cond: Cond, keys: Keys, options: Sampling) -> Tokens:
-        ids = jnp.zeros((keys.shape[0], self.network.num_tokens), jnp.int32)
-        return self.complete(variables, Tokens(ids=ids), jnp.zeros(ids.shape, bool), cond, keys, options)
 
     def complete(
         self,
@@ -155,44 +127,22 @@ class MaskGIT(Method):
         options: Sampling,
     ) -> Tokens:
         counts = mask_schedules.masked_counts(options.schedule, options.num_steps, self.network.num_tokens)
-        law = masked.token_law(self.predictor(variables["model"], cond, options), options)
-        keep = masked.most_confident(masked.by_table(counts, known), options.confidence_noise())
-        state = masked.State(tokens.ids, known)
-        state = masked.decode(law, state, keys, mask_schedules.segments(counts, 1), keep=keep)
-        return Tokens(ids=state.tokens)
-
-    def predictor(self, variables: Variables, cond: Cond, options: Sampling) -> masked.Predict:
-        """Guided logits for `decoding.masked.token_law`."""
-        net = self.network
-        variables = cast_weights(variables, net.sizes.dtype)
         scales = lg.guidance_scales(options, options.num_steps)
-        label = cond["label"]
-        if lg.is_guided(scales):
-            label = conditions.doubled({"label": label}, net.num_classes)["label"]
-
-        def predict(
-            state: masked.State, step: Int[Array, ""], segment: mask_schedules.Segment
-        ) -> tuple[Float[Array, "b n v"], None]:
-            return net.apply(variables, state.tokens, state.known, label), None
-
-        return masked.guided(predict, scales)
+        early = options.sure_above is not None
+        law = masked.token_law(self.predictor(variables["model"], cond, scales), options, unfiltered=early)
+        remaining = masked.by_table(counts, known)
+        keep = masked.most_confident(masked.at_least_one(remaining) if early else remaining, options.confidence_noise())
+        if early:
+            keep = masked.confident(keep, options.sure_above)
+        segments = mask_schedules.segments(counts, 1)
+        state = masked.State(tokens.ids, known)
+        return Tokens(ids=masked.decode(law, state, keys, segments, keep=keep, stop_early=early).tokens)
 
     def network_calls(self, options: Sampling) -> int:
+        """The most that a sample may need, if `sure_above` is set."""
         return options.num_steps
-
-
-def random_positions(key: Key, counts: Int[Array, "b"], num_tokens: int) -> Bool[Array, "b n"]:
-    """Marks as many positions of each row as `counts` says, all subsets of that size being as likely."""
-    return masked.largest(jax.random.uniform(key, (counts.shape[0], num_tokens)), counts)
-
-
-def mean_over(values: Float[Array, "b n"], marked: Bool[Array, "b n"]) -> Float[Array, "b"]:
-    """Mean of each row over its marked entries, of which there must be one."""
-    return jnp.sum(jnp.where(marked, values, 0), axis=1) / jnp.sum(marked, axis=1)
 
 
 def build(config: Config, model: Model, task: Task) -> MaskGIT:
     """The method for discrete raster tokens, conditional on the class."""
-    tokens = task.discrete_tokens("maskgit", multiscale=False)
-    network = bidirectional.BidirectionalTransformer(model, tokens.vocab_size, tokens.grid, task.num_classes)
-    return MaskGIT(network, config)
+    return MaskGIT(network("maskgit", model, task), config)

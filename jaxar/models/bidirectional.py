@@ -171,10 +171,29 @@ class BidirectionalTransformer(nn.Module):
           label: 0..num_classes, the last being the null class.
           deterministic: without dropout, which needs the stream "dropout".
         """
-        tokens = jnp.where(known, ids, self.mask_id)
-        sequence = jnp.concatenate([self.vocab_size + label[:, None], tokens], axis=1)
-        hidden = self._hidden(sequence, deterministic)[:, 1:]
+        return self.logits(self.hidden(ids, known, label, deterministic))
+
+    def hidden(
+        self,
+        ids: Int[Array, "b n"],
+        known: Bool[Array, "b n"],
+        label: Int[Array, "b"],
+        deterministic: bool = True,
+    ) -> Float[Array, "b n d"]:
+        """What the last layer gives for every token; arguments as for `__call__`."""
+        sequence = jnp.concatenate([self.vocab_size + label[:, None], self._rows(ids, known)], axis=1)
+        return self._hidden(sequence, deterministic)[:, 1:]
+
+    def logits(self, hidden: Float[Array, "b n d"]) -> Float[Array, "b n v"]:
+        """Logits over the codes, float32, from `hidden`."""
         return self._logits(hidden, self.vocab_size)
+
+    def embed(self, ids: Int[Array, "b n"], known: Bool[Array, "b n"]) -> Float[Array, "b n d"]:
+        """The table's vectors of known tokens, and of the mask elsewhere."""
+        return self.token_embedding(self._rows(ids, known))
+
+    def _rows(self, ids: Array, known: Array) -> Int[Array, "b n"]:
+        return jnp.where(known, ids, self.mask_id)
 
     def sequence_logits(self, sequence: Int[Array, "b n_plus_1"]) -> Float[Array, "b n_plus_1 rows"]:
         """Logits over all rows of the table, at the class token too, for a sequence that is given as it is read."""

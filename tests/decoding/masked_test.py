@@ -2,41 +2,20 @@
 
 import functools
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
-import scipy.stats
 
 from jaxar.config import ConfigError
 from jaxar.decoding import logits as lg
 from jaxar.decoding import mask_schedules, masked
+from tests.enumerated import BASE, LENGTH, SEQUENCES, VOCAB, by_order, conditionals, over_orders, p_values, table
 
-VOCAB, LENGTH, COUNT, SEEDS = 3, 3, 20_000, 3
-SEQUENCES = np.array(list(itertools.product(range(VOCAB), repeat=LENGTH)))
-BASE = (VOCAB + 1) ** np.arange(LENGTH)[::-1]  # a state is its ids read as a number, VOCAB standing for a mask
 PLAIN = lg.Sampling()
-
-
-def table(seed):
-    """Logits [state, position, v] of a model that no joint law needs to agree with."""
-    rng = np.random.default_rng(seed)
-    return rng.normal(size=((VOCAB + 1) ** LENGTH, LENGTH, VOCAB)).astype(np.float32)
-
-
-def conditionals(joint):
-    """The logits of the model whose conditionals are those of a joint law [v v v]."""
-    logits = np.zeros(((VOCAB + 1) ** LENGTH, LENGTH, VOCAB), np.float32)
-    for state in itertools.product(range(VOCAB + 1), repeat=LENGTH):
-        index = tuple(slice(None) if s == VOCAB else slice(s, s + 1) for s in state)
-        for i in range(LENGTH):
-            others = tuple(j for j in range(LENGTH) if j != i)
-            marginal = joint[index].sum(axis=others)
-            logits[np.dot(state, BASE), i] = np.log(marginal) if len(marginal) == VOCAB else 0
-    return logits
-
 
 COND, NULL = table(0), table(1)
 JOINT = scipy.special.softmax(2 * np.random.default_rng(2).normal(size=(VOCAB,) * LENGTH))
@@ -87,24 +66,6 @@ def by_confidence(noise):
     return lambda keys, remaining: {"keep": masked.most_confident(remaining, np.full(LENGTH, noise))}
 
 
-def by_order(model, order, groups=(1, 1, 1)):
-    """Probabilities of all sequences when `groups` of positions are drawn one after another, in this order."""
-    log_probs = scipy.special.log_softmax(model.astype(np.float64), axis=-1)
-    result = np.zeros(len(SEQUENCES))
-    for row, ids in enumerate(SEQUENCES):
-        state, begin = np.full(LENGTH, VOCAB), 0
-        for size in groups:
-            positions = list(order[begin : begin + size])
-            result[row] += log_probs[state @ BASE, positions, ids[positions]].sum()
-            state[positions] = ids[positions]
-            begin += size
-    return np.exp(result)
-
-
-def over_orders(model):
-    return np.mean([by_order(model, order) for order in itertools.permutations(range(LENGTH))], axis=0)
-
-
 def most_confident_first(model):
     """Probabilities when every masked token is drawn and the one with the likeliest id is kept, step after step."""
     probs = scipy.special.softmax(model.astype(np.float64), axis=-1)
@@ -122,20 +83,6 @@ def most_confident_first(model):
     return np.array([result[tuple(ids)] for ids in SEQUENCES])
 
 
-def p_values(sample, law):
-    """Of Pearson's test that `sample(keys) -> ids` follows `law`, for several seeds."""
-    result = []
-    for seed in range(SEEDS):
-        ids = np.asarray(sample(jax.random.split(jax.random.key(seed), COUNT)))
-        observed = np.bincount(ids @ VOCAB ** np.arange(LENGTH)[::-1], minlength=len(law))
-        assert (observed[law == 0] == 0).all()
-        observed, expected = observed[law > 0], COUNT * law[law > 0]
-        rare = expected < 5
-        pooled = [np.append(x[~rare], x[rare].sum()) if rare.any() else x for x in (observed, expected)]
-        result.append(scipy.stats.chisquare(pooled[0], pooled[1] * pooled[0].sum() / pooled[1].sum()).pvalue)
-    return np.array(result)
-
-
 ONE_BY_ONE = mask_schedules.one_by_one(LENGTH)
 
 
@@ -150,6 +97,35 @@ def test_a_random_order_gives_the_mean_over_orders():
     sample = sampler(COND, ONE_BY_ONE, in_random_order)
     assert (p_values(sample, over_orders(COND)) > 1e-4).all()
     assert (p_values(sample, by_order(COND, (0, 1, 2))) < 1e-4).all()
+
+
+def at_levels(*levels):
+    return lambda keys, remaining: {
+        "choose": masked.at_levels(masked.random_priority(keys, LENGTH), np.array(levels), np.zeros((1, LENGTH), bool))
+    }
+
+
+def test_levels_reveal_each_token_independently():
+    """Two steps with a third of the tokens masked in between: the first step reveals any set S of them."""
+    level, law = 1 / 3, np.zeros(len(SEQUENCES))
+    for size in range(LENGTH + 1):
+        for order in itertools.permutations(range(LENGTH)):
+            weight = (1 - level) ** size * level ** (LENGTH - size) / math.factorial(size)
+            law += weight / math.factorial(LENGTH - size) * by_order(COND, order, (size, LENGTH - size))
+    sample = sampler(COND, np.zeros((2, LENGTH + 1), np.int32), at_levels(level, 0.0))
+    assert (p_values(sample, law) > 1e-4).all()
+    assert (p_values(sample, over_orders(COND)) < 1e-4).all()
+    fine = sampler(COND, ONE_BY_ONE, at_levels(*np.linspace(1, 0, 301)[1:]))
+    assert (p_values(fine, over_orders(COND)) > 1e-4).all()
+
+
+def test_levels_leave_no_step_idle_and_keep_their_times():
+    priority = jnp.array([[0.95, 0.05, 0.45, 0.48], [0.2, 0.9, 0.8, 0.1]])
+    known = jnp.array([[False, False, False, False], [False, True, False, False]])
+    choose = masked.at_levels(priority, np.array([0.75, 0.5, 0.25, 0.0]), known)
+    turns = [np.asarray(choose(~known, step, None)) for step in range(3)]
+    np.testing.assert_array_equal([t[0] for t in turns], np.eye(3, dtype=bool)[:, [0, 2, 1, 1]])
+    np.testing.assert_array_equal([t[1] for t in turns][:2], [[0, 0, 1, 0], [1, 0, 0, 1]])
 
 
 def test_confidence_of_noise_alone_is_a_random_order():
@@ -203,7 +179,7 @@ def test_known_tokens_stay_and_condition_the_others():
 
 def test_a_sampler_that_reuses_its_key_is_rejected(monkeypatch):
     draw = lg.draw
-    monkeypatch.setattr(lg, "draw", lambda logits, keys, positions, options: draw(logits, keys, 0 * positions, options))
+    monkeypatch.setattr(lg, "draw", lambda logits, keys, positions, *rest: draw(logits, keys, 0 * positions, *rest))
     counts = np.zeros((1, LENGTH + 1), np.int32)
     sample = sampler(COND, counts, in_random_order)
     assert (p_values(sample, by_order(COND, (0, 1, 2), groups=(3,))) < 1e-4).all()
@@ -274,6 +250,53 @@ def test_confidence_is_the_logarithm_of_the_filtered_law():
     logits = np.where(logits >= np.sort(logits)[:, 1:2], logits, -np.inf)
     expected = np.take_along_axis(scipy.special.log_softmax(logits, axis=-1)[None], drawn.tokens[..., None], axis=-1)
     np.testing.assert_allclose(drawn.log_prob, expected[..., 0], rtol=1e-5)
+
+
+def counting(predict):
+    """`predict` that counts its calls in `State.extra`."""
+    return lambda state, step, segment: (predict(state, step, segment)[0], state.extra + 1)
+
+
+def confidently(model, threshold, options=PLAIN):
+    """`keys -> (ids, calls)`; one token per step unless the model is sure, and no noise on the confidence."""
+    predict = counting(lambda state, step, segment: predict_with(model[None], state._replace(extra=0), step, segment))
+
+    @jax.jit
+    def sample(keys):
+        state = start(len(keys))._replace(extra=jnp.zeros((), jnp.int32))
+        remaining = masked.at_least_one(masked.by_table(ONE_BY_ONE, state.known))
+        keep = masked.confident(masked.most_confident(remaining, np.zeros(LENGTH)), threshold)
+        law, pieces = masked.token_law(predict, options, unfiltered=True), mask_schedules.segments(ONE_BY_ONE, 1)
+        state = masked.decode(law, state, keys, pieces, keep=keep, stop_early=True)
+        assert state.known.shape == (len(keys), LENGTH)
+        return state.tokens, state.extra
+
+    return sample
+
+
+def test_confident_decoding_is_the_usual_rule_at_one_and_a_single_step_at_zero():
+    assert (p_values(lambda keys: confidently(COND, 1.0)(keys)[0], most_confident_first(COND)) > 1e-4).all()
+    alone = by_order(COND, (0, 1, 2), groups=(3,))
+    assert (p_values(lambda keys: confidently(COND, 0.0)(keys)[0], alone) > 1e-4).all()
+    keys = jax.random.split(jax.random.key(0), 50)
+    assert [int(confidently(COND, at)(keys)[1]) for at in (0.0, 1.0)] == [1, LENGTH]
+
+
+def test_confident_decoding_calls_the_network_until_it_is_sure():
+    """One sample at a time: never more calls at a lower threshold; a model that is sure needs one."""
+    keys, sharp = jax.random.split(jax.random.key(1), 40), 4 * COND
+    samplers = [confidently(sharp, at) for at in (0.3, 0.7, 0.95)]
+    calls = np.array([np.mean([int(sample(key[None])[1]) for key in keys]) for sample in samplers])
+    assert 1 < calls[0] <= calls[1] <= calls[2] < LENGTH and calls[0] < calls[2]
+    surest = np.where(COND.max(axis=-1, keepdims=True) == COND, 30.0, 0.0).astype(np.float32)
+    assert int(confidently(surest, 0.95)(keys)[1]) == 1
+
+
+def test_confidence_for_the_threshold_is_that_of_the_unfiltered_model():
+    """Top-1 makes every id certain to be drawn, but the model is not sure of any."""
+    flat, keys = 0.01 * COND, jax.random.split(jax.random.key(1), 4)
+    ids, calls = confidently(flat, 0.95, options=lg.Sampling(top_k=1))(keys)
+    assert int(calls) == LENGTH and (ids == ids[0]).all()
 
 
 # Schedules.

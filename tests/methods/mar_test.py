@@ -249,6 +249,20 @@ def test_annealed_steps_are_those_of_the_shorter_process():
     np.testing.assert_allclose(constant, draw(heads.Steps(9, start=900), jnp.int32(2)), rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "annealing, expected",
+    [
+        ("linear", (50, 38, 27, 16, 5)),
+        ("cosine", (50, 43, 27, 11, 5)),
+        ("two_stage", (50, 50, 5, 5, 5)),
+    ],
+)
+def test_forms_of_annealing(annealing, expected):
+    assert heads.Steps(50, last=5, annealing=annealing).counts(5) == expected
+    assert heads.Steps(50, last=50, annealing=annealing).counts(5) == (50,) * 5
+    assert heads.Steps(50, annealing=annealing).counts(5) == (50,) * 5
+
+
 def test_guidance_grows_with_the_revealed_share():
     linear, constant = mar.Sampling(guidance_scale=3.0), mar.Sampling(guidance_scale=3.0, guidance_schedule="constant")
     left = jnp.array([12, 4, 0])

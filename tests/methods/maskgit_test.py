@@ -12,6 +12,7 @@ import pytest
 
 from jaxar import flops
 from jaxar.config import ConfigError, parse
+from jaxar.decoding import logits as lg
 from jaxar.methods import maskgit
 from jaxar.methods.base import Task
 from jaxar.tokenizers.base import ImageSpec, Tokens, TokenSpec
@@ -164,6 +165,19 @@ def test_scale_one_computes_no_null_half():
     assert METHOD.network_calls(guided) == 3
 
 
+def test_confident_decoding_at_one_is_the_schedule_and_at_zero_a_single_step():
+    schedule = {"num_steps": 3, "choice_temperature": 1.0}
+    usual, never, at_once = (
+        sampler(maskgit.Sampling(sure_above=at, **schedule))(VARIABLES, LABEL, keys(3)) for at in (None, 1.0, 0.0)
+    )
+    np.testing.assert_array_equal(usual, never)
+    assert (at_once != usual).any()
+    known, first = jnp.zeros((3, TOKENS), bool), jax.vmap(jax.random.fold_in, (0, None))(keys(3), 0)
+    logits = METHOD.network.apply(VARIABLES["model"], at_once, known, LABEL["label"])
+    draws = lg.draw(logits, jax.vmap(jax.random.fold_in, (0, None))(first, 1), jnp.arange(TOKENS), lg.Sampling())
+    np.testing.assert_array_equal(at_once, draws)
+
+
 def test_noise_on_the_confidence_fades_to_nothing():
     noise = maskgit.Sampling(num_steps=4, choice_temperature=2.0).confidence_noise()
     np.testing.assert_allclose(noise, [1.5, 1.0, 0.5, 0.0])
@@ -178,6 +192,7 @@ def test_noise_on_the_confidence_fades_to_nothing():
         ("sample", {"schedule": "pow"}, "sample.schedule='pow'"),
         ("sample", {"num_steps": 0}, "sample.num_steps=0"),
         ("sample", {"choice_temperature": -1.0}, "sample.choice_temperature=-1.0"),
+        ("sample", {"sure_above": 1.5}, "sample.sure_above=1.5"),
         ("sample", {"top_k": 0}, "sample.top_k=0"),
     ],
 )

@@ -1,0 +1,106 @@
+"""What the methods that predict masked discrete tokens with one bidirectional network share.
+
+Their files hold what differs: which tokens training hides and how it weighs them, and in which order sampling reveals
+them.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxar.decoding import logits as lg
+from jaxar.decoding import mask_schedules, masked
+from jaxar.methods import _conditions as conditions
+from jaxar.methods.base import Batch, Cond, Method, PlayerSpec, Task
+from jaxar.models import bidirectional
+from jaxar.nn.layers import cast_weights
+from jaxar.tokenizers.base import Tokens
+from jaxar.typing import Array, Bool, Float, Int, Key, Keys, Metrics, Variables
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedTokens(Method):
+    """One network; samples are completions of nothing but masks."""
+
+    network: bidirectional.BidirectionalTransformer
+
+    def players(self) -> dict[str, PlayerSpec]:
+        return {"model": PlayerSpec()}
+
+    def init(self, key: Key) -> dict[str, Variables]:
+        ids = jnp.zeros((1, self.network.num_tokens), jnp.int32)
+        return {"model": self.network.init(key, ids, ids > 0, ids[:, 0])}
+
+    def evaluate(self, variables: dict[str, Variables], batch: Batch, key: Key) -> Metrics:
+        """Figures [b] over masked tokens, of which there are 1 to all, each number as likely.
+
+        `bits_per_token` is then an unbiased estimate of a bound: on average it is at least the negative log-likelihood
+        per token of drawing one token after another in random order (Jensen). `accuracy` is the share of masked tokens
+        whose largest logit is right.
+
+        Reference: Uria et al., A Deep and Tractable Density Estimator, 2014, Eq. 9.
+        """
+        count_key, position_key = jax.random.split(key)
+        net, ids = self.network, batch["ids"]
+        counts = jax.random.randint(count_key, ids.shape[:1], 1, net.num_tokens + 1)
+        hidden = random_positions(position_key, counts, net.num_tokens)
+        logits = net.apply(variables["model"], ids, ~hidden, batch["label"])
+        nll = optax.softmax_cross_entropy_with_integer_labels(logits, ids)
+        return {
+            "bits_per_token": mean_over(nll, hidden) / np.log(2),
+            "accuracy": mean_over((jnp.argmax(logits, axis=-1) == ids).astype(nll.dtype), hidden),
+        }
+
+    def sample(self, variables: dict[str, Variables], cond: Cond, keys: Keys, options: Any) -> Tokens:
+        ids = jnp.zeros((keys.shape[0], self.network.num_tokens), jnp.int32)
+        return self.complete(variables, Tokens(ids=ids), jnp.zeros(ids.shape, bool), cond, keys, options)
+
+    def predictor(self, variables: Variables, cond: Cond, scales: np.ndarray) -> masked.Predict:
+        """Guided logits for `decoding.masked.token_law`.
+
+        Args:
+          variables: of the network.
+          scales: of guidance at each step, from `logits.guidance_scales`.
+        """
+        net = self.network
+        variables = cast_weights(variables, net.sizes.dtype)
+        label = cond["label"]
+        if lg.is_guided(scales):
+            label = conditions.doubled({"label": label}, net.num_classes)["label"]
+
+        def predict(
+            state: masked.State, step: Int[Array, ""], segment: mask_schedules.Segment
+        ) -> tuple[Float[Array, "b n v"], None]:
+            return net.apply(variables, state.tokens, state.known, label), None
+
+        return masked.guided(predict, scales)
+
+
+def random_positions(key: Key, counts: Int[Array, "b"], num_tokens: int) -> Bool[Array, "b n"]:
+    """Marks as many positions of each row as `counts` says, all subsets of that size being as likely."""
+    return masked.largest(jax.random.uniform(key, (counts.shape[0], num_tokens)), counts)
+
+
+def mean_over(values: Float[Array, "b n"], marked: Bool[Array, "b n"]) -> Float[Array, "b"]:
+    """Mean of each row over its marked entries, of which there must be one."""
+    return jnp.sum(jnp.where(marked, values, 0), axis=1) / jnp.sum(marked, axis=1)
+
+
+def mean_of_valid(values: Float[Array, "b"], batch: Batch) -> Float[Array, ""]:
+    """Mean over the samples whose "valid" entry is not False."""
+    valid = batch.get("valid", jnp.ones(values.shape)).astype(values.dtype)
+    return jnp.sum(values * valid) / jnp.maximum(jnp.sum(valid), 1)
+
+
+def network(method: str, model: bidirectional.Sizes, task: Task) -> bidirectional.BidirectionalTransformer:
+    """The network for the discrete raster tokens of a task, conditional on the class.
+
+    Raises:
+      ConfigError: the task has other tokens.
+    """
+    tokens = task.discrete_tokens(method, multiscale=False)
+    return bidirectional.BidirectionalTransformer(model, tokens.vocab_size, tokens.grid, task.num_classes)
