@@ -7,7 +7,7 @@ out/CONFIGURATION, so the parent's configuration, and with it the tokenizer, is 
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -15,7 +15,7 @@ import jax
 
 from jaxar import cli, experiment, lookup, optim, partition, settings, state
 from jaxar.data import datasets, loader
-from jaxar.methods.base import Method
+from jaxar.methods.base import Method, Task
 from jaxar.tokenizers.base import Encoder
 from jaxar.train_step import Plan
 
@@ -29,15 +29,12 @@ class Case:
 
     name: str
     config: dict[str, Any]
+    task: Task
     method: Method
     frozen: dict[str, Any]
     raw: dict[str, jax.Array]
     batch: dict[str, jax.Array]
     prepare: Encoder | None
-
-    @property
-    def task(self):
-        return settings.build_task(described(self.name))
 
     def optimizers(self, section=None):
         return optim.build(section or self.config["optim"], self.method, num_steps=100)
@@ -49,8 +46,15 @@ class Case:
         return state.create(self.method, plan.optimizers, mesh or partition.single_device_mesh(), jax.random.key(seed))
 
 
-def smoke(name: str) -> dict[str, Any]:
-    return cli.load_config(f"{CONFIGS / name}.py:smoke")
+def smoke(name: str, num_heads: int | None = None) -> dict[str, Any]:
+    """A smoke configuration, with so many attention heads in all of its networks; None for its own."""
+    config = cli.load_config(f"{CONFIGS / name}.py:smoke")
+    return config if num_heads is None else {**config, "model": _with_heads(config["model"], num_heads)}
+
+
+def _with_heads(section: Mapping[str, Any], num_heads: int) -> dict[str, Any]:
+    changed = {k: _with_heads(v, num_heads) if isinstance(v, Mapping) else v for k, v in section.items()}
+    return changed | ({"num_heads": num_heads} if "num_heads" in section else {})
 
 
 def described(name: str, load: Callable[[str], dict[str, Any]] = smoke) -> dict[str, Any]:
@@ -72,8 +76,9 @@ def described(name: str, load: Callable[[str], dict[str, Any]] = smoke) -> dict[
 
 
 @functools.cache
-def case(name: str) -> Case:
-    config, task = smoke(name), settings.build_task(described(name))
+def case(name: str, num_heads: int | None = None) -> Case:
+    load = functools.partial(smoke, num_heads=num_heads)
+    config, task = load(name), settings.build_task(described(name, load))
     method = settings.build_method(config, task)
     frozen, prepare = {}, None
     if task.tokenizer is not None and "tokenizer" not in method.players():
@@ -85,7 +90,7 @@ def case(name: str) -> Case:
         frozen["teacher"] = jax.jit(lambda key: nn.meta.unbox(task.teacher.init(key)[first]))(jax.random.key(8))
     raw = next(loader.train_batches(datasets.configure(config["data"]), batch_size=BATCH, seed=0))
     batch = jax.jit(lambda f, b: prepare(f, b, None))(frozen, raw) if prepare else raw
-    return Case(name, config, method, frozen, raw, batch, prepare)
+    return Case(name, config, task, method, frozen, raw, batch, prepare)
 
 
 def digits_configs() -> list[str]:

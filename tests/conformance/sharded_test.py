@@ -13,15 +13,28 @@ from jaxar.train_step import train_step
 from tests.conformance import cases
 
 pytestmark = pytest.mark.sharded
-SLOW = [pytest.param(shape, marks=pytest.mark.slow) for shape in ((8, 1, 1), (1, 8, 1), (1, 1, 8))]
+# Compiling for eight devices takes longest of all: every configuration on every mesh is for the slow suite.
+SHAPES = ((2, 2, 2), (8, 1, 1), (1, 8, 1), (1, 1, 8))
+ALWAYS = ("ar_digits", "mar_digits", "next_scale_digits", "vq_digits")
+NAMES = cases.digits_configs()
+CASES = [
+    pytest.param(name, shape, marks=() if shape == SHAPES[0] and name in ALWAYS else pytest.mark.slow)
+    for name in NAMES
+    for shape in SHAPES
+]
 # Plain gradient descent: Adam's first steps turn rounding differences of tiny gradients into full steps.
 SECTION = {"name": "sgd", "b1": 0.0, "learning_rate": 0.05, "schedule": {"name": "constant"}, "weight_decay": 0.0}
 
 
+def num_heads(shape):
+    """Enough heads for the tensor axis; None for the configuration's own."""
+    return 8 if shape[2] > 2 else None
+
+
 @functools.cache
-def trained(name, shape):
-    """State and last figures after two steps on a mesh of this shape."""
-    case = cases.case(name)
+def trained(name, shape, heads=None):
+    """State and last figures after two steps on a mesh of this shape, None for one device."""
+    case = cases.case(name, heads)
     mesh = make_mesh(MeshConfig(*shape)) if shape else partition.single_device_mesh()
     plan = case.plan(SECTION)
     current = case.state(plan, mesh)
@@ -37,20 +50,19 @@ def trained(name, shape):
     return current, figures
 
 
-@pytest.mark.parametrize("shape", [(2, 2, 2), *SLOW])
-@pytest.mark.parametrize("name", cases.digits_configs())
+@pytest.mark.parametrize("name, shape", CASES)
 def test_training_on_a_mesh_equals_training_on_one_device(name, shape):
-    (one, figures_one), (many, figures_many) = trained(name, None), trained(name, shape)
+    heads = num_heads(shape)
+    (one, figures_one), (many, figures_many) = trained(name, None, heads), trained(name, shape, heads)
     np.testing.assert_allclose(figures_many["train/loss"], figures_one["train/loss"], rtol=1e-5)
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(one.variables()), jax.tree.leaves(many.variables())):
         np.testing.assert_allclose(a, b, atol=1e-4, err_msg=jax.tree_util.keystr(path))
 
 
-@pytest.mark.parametrize("shape", [(2, 2, 2), *SLOW])
-@pytest.mark.parametrize("name", cases.digits_configs())
+@pytest.mark.parametrize("name, shape", CASES)
 def test_every_parameter_lies_where_the_table_says(name, shape):
-    current, _ = trained(name, shape)
-    boxed = jax.eval_shape(cases.case(name).method.init, jax.random.key(0))
+    current, _ = trained(name, shape, num_heads(shape))
+    boxed = jax.eval_shape(cases.case(name, num_heads(shape)).method.init, jax.random.key(0))
     is_box = lambda x: isinstance(x, nn.meta.AxisMetadata)  # noqa: E731
     split = 0
     for player, variables in boxed.items():
@@ -71,7 +83,7 @@ def test_every_parameter_lies_where_the_table_says(name, shape):
     assert split > 0 or axes["fsdp"] * axes["tensor"] == 1, "everything is replicated"
 
 
-@pytest.mark.parametrize("name", cases.digits_configs())
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in ALWAYS else pytest.mark.slow) for n in NAMES])
 def test_samples_do_not_depend_on_the_number_of_devices(name):
     case = cases.case(name)
     options = settings.build_sampling(case.config)
