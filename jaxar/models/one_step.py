@@ -92,7 +92,7 @@ class NextScaleStudent(next_scale.NextScaleTransformer):
         levels = np.repeat(np.arange(len(self.scale_lengths)), self.scale_lengths)
         x = self.input_projection(values) + self.kind_embedding(known.astype(jnp.int32))
         x = x + self.positions + self.levels[levels]
-        x = jnp.concatenate([self._first(condition)[:, :1], x], axis=1)
+        x = jnp.concatenate([condition.start[:, None] + self.start[:1], x], axis=1)
         mask = MaskSpec.earlier_blocks_and_self((1, *self.scale_lengths))
         x, _ = self.stack(x, mask=mask, modulation=condition.layers, deterministic=deterministic)
         x = x[:, 1:]
