@@ -1,4 +1,4 @@
-"""Any-subset autoregression over the tokens of 8x8 digits: 0.49M parameters, at most sixteen network calls per image.
+"""Any-subset autoregression over the tokens of 8x8 digits: 0.50M parameters, at most sixteen network calls per image.
 
     python -m jaxar.train --config=configs/any_subset_digits.py --workdir=out/any_subset_digits
 

@@ -1,4 +1,4 @@
-"""Any-subset autoregression (87M parameters, the size of XLNet-base) on ImageNet 256x256: 256 tokens of 1024 codes.
+"""Any-subset autoregression (88M parameters, the size of XLNet-base) on ImageNet 256x256: 256 tokens of 1024 codes.
 
     python -m jaxar.train --config=configs/any_subset_imagenet256.py --workdir=out/any_subset_imagenet256 \\
         --config.data.root=IMAGENET

@@ -54,14 +54,14 @@ def convert(
     given = base.as_models(changes, networks)
     models = {name: {**published.get(name, {}), **given.get(name, {})} for name in networks}
     official = base.family(family).describe(models)
-    absent = {part.model for option, part in official.options.items() if part.optional and option not in files}
-    if absent:
-        models = {name: described for name, described in models.items() if name not in absent}
-        official = base.family(family).describe(models)
     if official.config is None:
         raise ConfigError(
             f"--arch={arch} is a piece of other networks, and no workdir holds it alone; name what samples or encodes"
         )
+    absent = {part.model for option, part in official.options.items() if part.optional and option not in files}
+    if absent:
+        models = {name: described for name, described in models.items() if name not in absent}
+        official = base.family(family).describe(models)
     for option in files:
         if option not in official.options:
             raise ConfigError(f"--{option}={str(files[option])!r}: --arch={arch} has no such network; remove it")

@@ -46,6 +46,7 @@ def trained(monkeypatch, tokenizer_run, ar_run):
     return names
 
 
+@pytest.mark.slow
 def test_methods_are_trained_measured_and_not_done_again(run, trained, tmp_path, monkeypatch):
     real = contest.count_parameters
     more = {maskgit.MaskGIT: 10**6}

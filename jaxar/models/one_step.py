@@ -113,7 +113,9 @@ class ValueHead(nn.Module):
         x = LayerNorm(affine=False, name="norm")(x)
         x = modulate(x, vectors[..., 0, :], vectors[..., 1, :]).astype(self.dtype)
         init = logical(normal(_STDDEV), "embed", None)
-        return nn.Dense(self.channels, kernel_init=init, **types, name="output")(x).astype(jnp.float32)
+        bias_init = logical(nn.initializers.zeros, None)
+        dense = nn.Dense(self.channels, kernel_init=init, bias_init=bias_init, **types, name="output")
+        return dense(x).astype(jnp.float32)
 
 
 def _projection(sizes: causal.Sizes) -> nn.Dense:

@@ -12,6 +12,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import pytest
 
 from jaxar import cli, experiment, lookup, optim, partition, settings, state
 from jaxar.data import datasets, loader
@@ -21,6 +22,8 @@ from jaxar.train_step import Plan
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 BATCH = 8
+# What takes long and hardly differs between methods runs for these in every suite, for the others in the slow one.
+ALWAYS = ("ar_digits", "next_scale_digits")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -95,6 +98,11 @@ def case(name: str, num_heads: int | None = None) -> Case:
 
 def digits_configs() -> list[str]:
     return sorted(p.stem for p in CONFIGS.glob("*_digits.py"))
+
+
+def mostly_slow() -> list[Any]:
+    """The same as parameters, all but `ALWAYS` marked slow."""
+    return [pytest.param(name, marks=() if name in ALWAYS else pytest.mark.slow) for name in digits_configs()]
 
 
 def uncovered() -> list[str]:

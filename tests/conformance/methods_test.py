@@ -13,7 +13,9 @@ from jaxar.partition import single_device_mesh
 from jaxar.train_step import train_step
 from tests.conformance import cases
 
-NAMES = cases.digits_configs()
+# Configurations that share a method with another one, for the slow suite.
+TWINS = ("kl_digits", "multiscale_vq_digits")
+NAMES = [pytest.param(n, marks=pytest.mark.slow if n in TWINS else ()) for n in cases.digits_configs()]
 STEPS = 40
 
 
@@ -153,8 +155,10 @@ def test_players_parameters_carry_logical_names(case):
         assert all(isinstance(leaf, nn.meta.AxisMetadata) for leaf in leaves), player
 
 
-def test_gradient_accumulation_runs_and_stays_finite(case):
-    split = cases.case(case.name).plan({"learning_rate": 1e-3}, accumulate=2)
+@pytest.mark.parametrize("name", cases.mostly_slow())
+def test_gradient_accumulation_runs_and_stays_finite(name):
+    case = cases.case(name)
+    split = case.plan({"learning_rate": 1e-3}, accumulate=2)
     active = case.method.active(0)
     fn = jax.jit(functools.partial(train_step, plan=split, active=active))
     after, figures = fn(case.state(split), case.frozen, case.raw, jax.random.key(0))

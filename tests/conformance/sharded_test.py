@@ -13,13 +13,10 @@ from jaxar.train_step import train_step
 from tests.conformance import cases
 
 pytestmark = pytest.mark.sharded
-# Compiling for eight devices takes longest of all: every configuration on every mesh is for the slow suite.
 SHAPES = ((2, 2, 2), (8, 1, 1), (1, 8, 1), (1, 1, 8))
-ALWAYS = ("ar_digits", "mar_digits", "next_scale_digits", "vq_digits")
-NAMES = cases.digits_configs()
 CASES = [
-    pytest.param(name, shape, marks=() if shape == SHAPES[0] and name in ALWAYS else pytest.mark.slow)
-    for name in NAMES
+    pytest.param(name, shape, marks=() if shape == SHAPES[0] and name in cases.ALWAYS else pytest.mark.slow)
+    for name in cases.digits_configs()
     for shape in SHAPES
 ]
 # Plain gradient descent: Adam's first steps turn rounding differences of tiny gradients into full steps.
@@ -83,7 +80,7 @@ def test_every_parameter_lies_where_the_table_says(name, shape):
     assert split > 0 or axes["fsdp"] * axes["tensor"] == 1, "everything is replicated"
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in ALWAYS else pytest.mark.slow) for n in NAMES])
+@pytest.mark.parametrize("name", cases.mostly_slow())
 def test_samples_do_not_depend_on_the_number_of_devices(name):
     case = cases.case(name)
     options = settings.build_sampling(case.config)

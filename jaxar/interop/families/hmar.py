@@ -143,9 +143,9 @@ def _mask_part(given: MaskArguments, method: hmar.HMAR) -> Part:
     shapes = {path: x.shape for path, x in _shapes(method).items()}
     names = {name for entry in own for name in entry.official}
     kept = {
-        name: entry.official_shape(shapes)
+        name: shape
         for entry in _whole(given, "word_embed_bias")
-        for name in entry.official
+        for name, shape in entry.official_shapes(shapes).items()
         if name not in names
     }
     table = Table(own, _buffers(given), kept)

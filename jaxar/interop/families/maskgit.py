@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxar.config import ConfigError
+from jaxar.decoding import logits as lg
 from jaxar.decoding import mask_schedules, masked
 from jaxar.interop.base import Models, Official, Part, Parts, arguments, method_of, require
 from jaxar.interop.families import _replay, maskgit_vqgan
@@ -154,7 +155,8 @@ def generate(
     )
     counts = _masked_counts(options.schedule, num_iter, ids.shape[1])
     remaining = masked.by_table(counts, known)
-    predict = method.predictor(variables["model"], {"label": start_ids[:, 0] - num_codes}, options)
+    scales = lg.guidance_scales(options, num_iter)
+    predict = method.predictor(variables["model"], {"label": start_ids[:, 0] - num_codes}, scales)
     if draw == "prng":
         law, keep = _official_draws(predict, remaining, options, prng_key)
     else:
