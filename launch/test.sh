@@ -16,4 +16,4 @@ done
 setup_env "$python"
 "$PY" -m ruff check .
 "$PY" -m ruff format --check -q .
-exec "$PY" -m pytest -q -n 2 --dist=loadfile "${args[@]}"
+exec "$PY" -m pytest -q -n 2 --dist=loadfile --no-loadscope-reorder "${args[@]}"

@@ -16,6 +16,12 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 8)
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
+LONGEST = ("quickstart_test", "train_test", "methods_test", "commands_test", "sharded_test", "configs_test")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first, so that none of them is left to one process at the end."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")
