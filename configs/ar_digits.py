@@ -23,9 +23,9 @@ def get_config(arg: str = "") -> ConfigDict:
         "schedule": {"name": "cosine", "warmup_steps": 100},
         "ema": (0.995,),
     }
-    config.train = {"num_steps": 2200, "batch_size": 64, "checkpoint_every": 1100}
+    config.train = {"num_steps": 2000, "batch_size": 64, "checkpoint_every": 1000}
     config.sample = {"guidance_scale": 1.5, "temperature": 0.9}
-    config.eval = {"every": 200, "sample_every": 2200, "reference": "digits", "ema": "0.995"}
+    config.eval = {"every": 200, "sample_every": 2000, "reference": "digits", "ema": "0.995"}
     if arg == "smoke":
         config.model.update({"num_layers": 2, "width": 32, "num_heads": 2})
         config.train.update({"num_steps": 2, "batch_size": 8})
