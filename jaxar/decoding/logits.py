@@ -158,21 +158,22 @@ def filtered(logits: Float[Array, "*b v"], options: Sampling) -> Float[Array, "*
 
 @typechecked
 def draw(
-    logits: Float[Array, "b t v"], keys: Keys, positions: Int[Array, "t"], options: Sampling, exact: bool = False
+    logits: Float[Array, "b t v"], keys: Keys, positions: Int[Array, "*b t"], options: Sampling, exact: bool = False
 ) -> Int[Array, "b t"]:
     """One id per position, each from its own key.
 
     Args:
       logits: guided, not yet filtered.
       keys: one per sample; folded with the position, so that a draw depends on nothing else in the batch.
-      positions: numbers of the tokens in their sequence.
+      positions: numbers of the tokens in their sequence, [t] or [b t].
       exact: right for rare ids too. By default Gumbel noise comes from 23 random bits and never exceeds 15.95, so ids
         that are less likely than about 1e-7 lose probability; with twice the bits this happens below 1e-14.
     """
     logits = filtered(logits, options)
     if options.greedy:
         return jnp.argmax(logits, axis=-1)
-    fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
+    fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))
+    positions = jnp.broadcast_to(positions, logits.shape[:2])
     categorical = functools.partial(jax.random.categorical, mode="high" if exact else "low")
     return jax.vmap(jax.vmap(categorical))(fold(keys, positions), logits)
 

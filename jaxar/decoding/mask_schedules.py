@@ -130,11 +130,20 @@ class Segment(NamedTuple):
       stop: number of steps done after it.
       known: most tokens of a sample that are known before any of its steps.
       new: most tokens of a sample that one of its steps decides.
+      fresh: most tokens of a sample that the step before one of its steps decided; at least 1.
+      due: most tokens of a sample that are masked before one of its steps, or were before the step before.
     """
 
     stop: int
     known: int
     new: int
+    fresh: int
+    due: int
+
+
+def unbounded(num_steps: int, num_tokens: int) -> Segment:
+    """All steps, for rules that follow no table."""
+    return Segment(num_steps, num_tokens, num_tokens, num_tokens, num_tokens)
 
 
 def segments(counts: Int[np.ndarray, "k n_plus_1"], pieces: int, masked: int | None = None) -> tuple[Segment, ...]:
@@ -148,9 +157,11 @@ def segments(counts: Int[np.ndarray, "k n_plus_1"], pieces: int, masked: int | N
     starts = np.arange(num_tokens + 1) if masked is None else np.array([masked])
     before = np.concatenate([starts[None], counts[:-1, starts]])
     known, new = (num_tokens - before).max(axis=1), (before - counts[:, starts]).max(axis=1)
+    fresh = np.concatenate([[1], np.maximum(new[:-1], 1)])
+    due = np.concatenate([[num_tokens], before[:-1].max(axis=1)])
     stops = [-(-num_steps * (i + 1) // pieces) for i in range(pieces)]
     result, begin = [], 0
     for stop in sorted(set(stops)):
-        result.append(Segment(stop, int(known[begin:stop].max()), int(new[begin:stop].max())))
+        result.append(Segment(stop, *(int(bound[begin:stop].max()) for bound in (known, new, fresh, due))))
         begin = stop
     return tuple(result)

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxar.decoding import logits as lg
-from jaxar.decoding.mask_schedules import Segment
+from jaxar.decoding.mask_schedules import Segment, unbounded
 from jaxar.typing import Array, Bool, Float, Int, Keys, Shaped, typechecked
 
 _ORDER = 2**32 - 1  # a stream of random numbers that no step uses
@@ -133,7 +133,7 @@ def refine(
     confident = [most_confident(by_table(part, known), np.zeros(len(part))) for part in (counts[:1], counts[1:])]
     kept = confident[0](first, ~known, jnp.int32(0), keys)
     state = State(first.tokens, known | kept, first.extra)
-    return decode(law, state, keys, (Segment(len(counts) - 1, known.shape[1], known.shape[1]),), keep=confident[1])
+    return decode(law, state, keys, (unbounded(len(counts) - 1, known.shape[1]),), keep=confident[1])
 
 
 def _while_masked(step_in: Callable[[State, Int[Array, ""]], State], state: State, first: int, stop: int) -> State:
@@ -287,25 +287,40 @@ def positions_of(chosen: Bool[Array, "b n"], most: int) -> tuple[Int[Array, "b m
     return positions, jnp.take_along_axis(chosen, positions, axis=1)
 
 
-Predict = Callable[[State, Int[Array, ""], Segment], tuple[Float[Array, "b n v"], Any]]
-"""(state, step, segment) -> (logits of every position, new `State.extra`)."""
+Predict = Callable[[State, Int[Array, ""], Segment], tuple[Float[Array, "b m v"], Any]]
+"""(state, step, segment) -> (logits of every position, or of some, and the new `State.extra`)."""
+
+Asked = Callable[[State, Segment], Int[Array, "b m"]]  # the positions of whose tokens a `Predict` gives logits
 
 
-def token_law(predict: Predict, options: lg.Sampling, exact: bool = False, unfiltered: bool = False) -> Law:
+def token_law(
+    predict: Predict,
+    options: lg.Sampling,
+    exact: bool = False,
+    unfiltered: bool = False,
+    asked: Asked | None = None,
+) -> Law:
     """The law of discrete tokens: softmax of logits after temperature, top-k and top-p, each position by itself.
 
     Args:
       predict: guided logits; see `guided`.
       exact: as in `logits.draw`.
       unfiltered: `Drawn.log_prob` is the model's own, before temperature, top-k and top-p.
+      asked: the positions that the logits are of, all chosen ones among them; None for every position in order.
     """
     plain = lg.Sampling(greedy=options.greedy)
 
     def law(state: State, chosen: Bool[Array, "b n"], step: Int[Array, ""], keys: Keys, segment: Segment) -> Drawn:
         own, extra = predict(state, step, segment)
         logits = lg.filtered(own, options)
-        ids = lg.draw(logits, keys, jnp.arange(logits.shape[1]), plain, exact)
-        return Drawn(ids, lg.log_prob(own if unfiltered else logits, ids), extra)
+        positions = jnp.arange(logits.shape[1]) if asked is None else asked(state, segment)
+        ids = lg.draw(logits, keys, positions, plain, exact)
+        log_prob = lg.log_prob(own if unfiltered else logits, ids)
+        if asked is not None:
+            rows = jnp.arange(len(ids))[:, None]
+            ids = state.tokens.at[rows, positions].set(ids)
+            log_prob = jnp.zeros(state.known.shape).at[rows, positions].set(log_prob)
+        return Drawn(ids, log_prob, extra)
 
     return law
 
@@ -322,7 +337,7 @@ def guided(predict: Predict, scales: np.ndarray) -> Predict:
         return predict
     table = jnp.asarray(scales)
 
-    def both(state: State, step: Int[Array, ""], segment: Segment) -> tuple[Float[Array, "b n v"], Any]:
+    def both(state: State, step: Int[Array, ""], segment: Segment) -> tuple[Float[Array, "b m v"], Any]:
         tokens, known = (jnp.concatenate([x, x]) for x in (state.tokens, state.known))
         logits, extra = predict(State(tokens, known, state.extra), step, segment)
         cond, uncond = jnp.split(logits, 2)

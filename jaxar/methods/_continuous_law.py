@@ -2,13 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from jaxar.config import ConfigError
-from jaxar.decoding import masked
+from jaxar.decoding import masked, reuse
 from jaxar.decoding.mask_schedules import Segment
 from jaxar.diffusion import ddpm
 from jaxar.methods import _token_heads as heads
@@ -25,6 +25,8 @@ class Sampling:
       guidance_scale: s in `uncond + s (cond - uncond)`, on what the head predicts; 1 computes no null half.
       guidance_schedule: "linear" in the share of tokens that are revealed, or "constant".
       segments: pieces of the loop; the encoder of each reads as many tokens as that piece has revealed.
+      refresh_every: reuse of keys and values, see `decoding.reuse`: a step encodes only the tokens of the step before,
+        decodes those and the masked ones, and every so many steps all of them. None, and 1, are exact.
     """
 
     num_steps: int = 64
@@ -32,15 +34,17 @@ class Sampling:
     guidance_scale: float = 1.0
     guidance_schedule: Literal["linear", "constant"] = "linear"
     segments: int = 4
+    refresh_every: int | None = None
 
     def __post_init__(self):
         for name in ("num_steps", "segments"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"sample.{name}={getattr(self, name)} must be at least 1")
+        reuse.check(self.refresh_every)
 
 
-# (tokens [b m c], known [b m], most known tokens) -> z [b m d]; with guidance over a doubled batch, null samples last.
-Vectors = Callable[[Float[Array, "b m c"], Bool[Array, "b m"], int], Float[Array, "b m d"]]
+# (state, step, segment) -> (z [b m d], new `State.extra`); with guidance over a doubled batch, null samples last.
+Vectors = Callable[[masked.State, Int[Array, ""], Segment], tuple[Float[Array, "b m d"], Any]]
 
 
 class TokenNoise(Protocol):
@@ -68,7 +72,7 @@ def law(
     def draw(
         state: masked.State, chosen: Bool[Array, "b m"], step: Int[Array, ""], keys: Keys, segment: Segment
     ) -> masked.Drawn:
-        z = vectors(both(state.tokens), both(state.known), segment.known)
+        z, extra = vectors(masked.State(both(state.tokens), both(state.known), state.extra), step, segment)
         positions, _ = masked.positions_of(chosen, segment.new)
         z = jnp.take_along_axis(z, both(positions)[..., None], axis=1)
         start, more = noise(keys, step, positions)
@@ -88,7 +92,7 @@ def law(
             options.num_steps,
         )
         put = jax.vmap(lambda row, at, new: row.at[at].set(new))
-        return masked.Drawn(put(state.tokens, positions, drawn.reshape(start.shape)))
+        return masked.Drawn(put(state.tokens, positions, drawn.reshape(start.shape)), extra=extra)
 
     return draw
 

@@ -12,14 +12,40 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxar.config import ConfigError
 from jaxar.decoding import logits as lg
-from jaxar.decoding import mask_schedules, masked
+from jaxar.decoding import mask_schedules, masked, reuse
 from jaxar.methods import _conditions as conditions
 from jaxar.methods.base import Batch, Cond, Method, PlayerSpec, Task
 from jaxar.models import bidirectional
 from jaxar.nn.layers import cast_weights
 from jaxar.tokenizers.base import Tokens
 from jaxar.typing import Array, Bool, Float, Int, Key, Keys, Metrics, Variables
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling(lg.Sampling):
+    """The options that the samplers share.
+
+    Attributes:
+      refresh_every: reuse of keys and values, see `decoding.reuse`: a step computes only tokens that are masked or were
+        decided in the step before it, and every so many steps all of them. None, and 1, are exact.
+      segments: pieces of the loop under reuse; each step of a piece computes as many tokens as the first one needs.
+    """
+
+    refresh_every: int | None = None
+    segments: int = 4
+
+    def __post_init__(self):
+        super().__post_init__()
+        reuse.check(self.refresh_every)
+        if self.segments < 1:
+            raise ConfigError(f"sample.segments={self.segments} must be at least 1")
+
+    @property
+    def pieces(self) -> int:
+        """Of the loop."""
+        return 1 if self.refresh_every is None else self.segments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,18 +85,33 @@ class MaskedTokens(Method):
         ids = jnp.zeros((keys.shape[0], self.network.num_tokens), jnp.int32)
         return self.complete(variables, Tokens(ids=ids), jnp.zeros(ids.shape, bool), cond, keys, options)
 
-    def predictor(self, variables: Variables, cond: Cond, scales: np.ndarray) -> masked.Predict:
-        """Guided logits for `decoding.masked.token_law`.
+    def rules(
+        self,
+        variables: Variables,
+        cond: Cond,
+        options: Sampling,
+        scales: np.ndarray,
+        exact: bool = False,
+        unfiltered: bool = False,
+    ) -> tuple[masked.Law, reuse.Memory | None]:
+        """The law of `decoding.masked`, and the `State.extra` that it starts with.
 
         Args:
           variables: of the network.
           scales: of guidance at each step, from `logits.guidance_scales`.
+          exact, unfiltered: as for `token_law`.
         """
+        if options.refresh_every is None:
+            predict = self.predictor(variables, cond, scales)
+            return masked.token_law(predict, options, exact, unfiltered), None
+        predict, memory = self.reusing_predictor(variables, cond, scales, options.refresh_every)
+        return masked.token_law(predict, options, exact, unfiltered, reuse.asked), memory
+
+    def predictor(self, variables: Variables, cond: Cond, scales: np.ndarray) -> masked.Predict:
+        """Guided logits for `decoding.masked.token_law`; arguments as for `rules`."""
         net = self.network
         variables = cast_weights(variables, net.sizes.dtype)
-        label = cond["label"]
-        if lg.is_guided(scales):
-            label = conditions.doubled({"label": label}, net.num_classes)["label"]
+        label = self._labels(cond, scales)
 
         def predict(
             state: masked.State, step: Int[Array, ""], segment: mask_schedules.Segment
@@ -78,6 +119,31 @@ class MaskedTokens(Method):
             return net.apply(variables, state.tokens, state.known, label), None
 
         return masked.guided(predict, scales)
+
+    def reusing_predictor(
+        self, variables: Variables, cond: Cond, scales: np.ndarray, refresh_every: int
+    ) -> tuple[masked.Predict, reuse.Memory]:
+        """As `predictor`, but of the positions `reuse.asked`, from keys and values that are kept in a memory."""
+        net = self.network
+        variables = cast_weights(variables, net.sizes.dtype)
+        label = self._labels(cond, scales)
+
+        def compute(whole: bool) -> reuse.Compute:
+            def logits(state: masked.State, segment: mask_schedules.Segment) -> tuple[Float[Array, "b m v"], Any]:
+                positions, _ = reuse.due(state, segment)
+                args = state.tokens, state.known, label, positions, state.extra.cache
+                return net.apply(variables, *args, whole, method="extend")
+
+            return logits
+
+        predict = reuse.alternating(compute(True), compute(False), refresh_every)
+        return masked.guided(predict, scales), reuse.begin(net.init_cache(len(label)), len(label), net.num_tokens)
+
+    def _labels(self, cond: Cond, scales: np.ndarray) -> Int[Array, "b"]:
+        """With null ones behind them under guidance."""
+        if lg.is_guided(scales):
+            cond = conditions.doubled({"label": cond["label"]}, self.network.num_classes)
+        return cond["label"]
 
 
 def random_positions(key: Key, counts: Int[Array, "b"], num_tokens: int) -> Bool[Array, "b n"]:

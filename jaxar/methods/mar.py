@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxar.config import ConfigError
-from jaxar.decoding import mask_schedules, masked
+from jaxar.decoding import mask_schedules, masked, reuse
 from jaxar.methods import _conditions as conditions
 from jaxar.methods import _continuous_law as continuous
 from jaxar.methods import _token_heads as heads
@@ -223,6 +223,9 @@ class MAR(Method):
     ) -> Float[Array, "b m c"]:
         """All tokens, drawn in the order of `priority` from the given noise; see `_reveal`."""
         law, choose, segments = self.rules(model, cond, options, state.known, priority, noise, hidden)
+        if options.refresh_every is not None:
+            batch = len(keys) * (1 if options.guidance_scale == 1 else 2)
+            state = state._replace(extra=reuse.begin(self.network.init_caches(batch), batch, self.network.num_tokens))
         return masked.decode(law, state, keys, segments, choose).tokens
 
     def rules(
@@ -243,11 +246,37 @@ class MAR(Method):
         guided = options.guidance_scale != 1
         cond = conditions.doubled(cond, net.num_classes) if guided else cond
 
-        def vectors(tokens: Array, known: Array, most: int) -> Array:
-            return self.vectors(model, tokens, known, cond, most)
-
+        every = options.refresh_every
+        vectors = self._all_vectors(model, cond) if every is None else self._due_vectors(model, cond, every)
         law = continuous.law(vectors, self.head, self._denoise(model), options, noise)
         return law, choose, mask_schedules.segments(counts, options.segments, hidden)
+
+    def _all_vectors(self, model: Variables, cond: Cond) -> continuous.Vectors:
+        def vectors(
+            state: masked.State, step: Int[Array, ""], segment: mask_schedules.Segment
+        ) -> tuple[Float[Array, "b m d"], None]:
+            return self.vectors(model, state.tokens, state.known, cond, segment.known), None
+
+        return vectors
+
+    def _due_vectors(self, model: Variables, cond: Cond, refresh_every: int) -> continuous.Vectors:
+        """With reuse of keys and values; `State.extra` is the memory of `decoding.reuse`."""
+
+        def shown(state: masked.State, which: Bool[Array, "b m"], most: int) -> tuple[Array, Array, Array]:
+            positions, _ = masked.positions_of(which, most)
+            return jnp.take_along_axis(state.tokens, positions[..., None], axis=1), positions, jnp.sum(which, axis=1)
+
+        def whole(state: masked.State, segment: mask_schedules.Segment) -> tuple[Float[Array, "b m d"], mar.Caches]:
+            tokens, positions, count = shown(state, state.known, segment.known)
+            return self.network.apply(model, tokens, positions, cond, count, state.extra.cache, method="refresh")
+
+        def part(state: masked.State, segment: mask_schedules.Segment) -> tuple[Float[Array, "b m d"], mar.Caches]:
+            fresh = shown(state, state.known & ~state.extra.settled, segment.fresh)
+            kv_len = self.network.sizes.buffer_size + segment.known
+            args = *fresh, *reuse.due(state, segment), state.extra.cache
+            return self.network.apply(model, *args, kv_len, method="extend")
+
+        return reuse.alternating(whole, part, refresh_every)
 
     def network_calls(self, options: Sampling) -> int:
         """Calls of the transformer; each is followed by `options.head` calls of the head, which is small."""

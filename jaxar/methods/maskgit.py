@@ -23,6 +23,7 @@ from jaxar.decoding import logits as lg
 from jaxar.decoding import mask_schedules, masked
 from jaxar.methods import _conditions as conditions
 from jaxar.methods._masked_tokens import MaskedTokens, mean_of_valid, mean_over, network, random_positions
+from jaxar.methods._masked_tokens import Sampling as CommonSampling
 from jaxar.methods.base import Batch, Cond, LossAux, LossSpec, Task
 from jaxar.models import bidirectional
 from jaxar.tokenizers.base import Tokens
@@ -54,7 +55,7 @@ class Config:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sampling(lg.Sampling):
+class Sampling(CommonSampling):
     """The `sample` section.
 
     Attributes:
@@ -79,6 +80,11 @@ class Sampling(lg.Sampling):
             raise ConfigError(f"sample.choice_temperature={self.choice_temperature} must not be negative")
         if self.sure_above is not None and not 0 <= self.sure_above <= 1:
             raise ConfigError(f"sample.sure_above={self.sure_above} must lie in [0, 1]; None switches it off")
+        if self.sure_above is not None and self.refresh_every is not None:
+            raise ConfigError(
+                f"sample.refresh_every={self.refresh_every} needs to know how many tokens are masked, which depends on "
+                f"the draws with sure_above={self.sure_above}; set one of them to None"
+            )
 
     def confidence_noise(self) -> np.ndarray:
         """Weight of the Gumbel noise in each step, float32 [num_steps]."""
@@ -129,13 +135,13 @@ class MaskGIT(MaskedTokens):
         counts = mask_schedules.masked_counts(options.schedule, options.num_steps, self.network.num_tokens)
         scales = lg.guidance_scales(options, options.num_steps)
         early = options.sure_above is not None
-        law = masked.token_law(self.predictor(variables["model"], cond, scales), options, unfiltered=early)
+        law, memory = self.rules(variables["model"], cond, options, scales, unfiltered=early)
         remaining = masked.by_table(counts, known)
         keep = masked.most_confident(masked.at_least_one(remaining) if early else remaining, options.confidence_noise())
         if early:
             keep = masked.confident(keep, options.sure_above)
-        segments = mask_schedules.segments(counts, 1)
-        state = masked.State(tokens.ids, known)
+        segments = mask_schedules.segments(counts, options.pieces)
+        state = masked.State(tokens.ids, known, memory)
         return Tokens(ids=masked.decode(law, state, keys, segments, keep=keep, stop_early=early).tokens)
 
     def network_calls(self, options: Sampling) -> int:

@@ -27,6 +27,7 @@ from jaxar.decoding import mask_schedules, masked
 from jaxar.diffusion import masking
 from jaxar.methods import _conditions as conditions
 from jaxar.methods._masked_tokens import MaskedTokens, mean_of_valid, network, random_positions
+from jaxar.methods._masked_tokens import Sampling as CommonSampling
 from jaxar.methods.base import Batch, Cond, LossAux, LossSpec, Task
 from jaxar.models import bidirectional
 from jaxar.tokenizers.base import Tokens
@@ -58,7 +59,7 @@ class Config:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sampling(lg.Sampling):
+class Sampling(CommonSampling):
     """The `sample` section.
 
     Attributes:
@@ -75,6 +76,11 @@ class Sampling(lg.Sampling):
         masking.check(self.schedule, "sample.schedule")
         if self.num_steps is not None and self.num_steps < 1:
             raise ConfigError(f"sample.num_steps={self.num_steps} must be at least 1; None reveals one token per call")
+        if self.num_steps is not None and self.refresh_every is not None:
+            raise ConfigError(
+                f"sample.refresh_every={self.refresh_every} needs to know how many tokens are masked, which is random "
+                f"with num_steps={self.num_steps}; set one of them to None"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,15 +132,17 @@ class MDM(MaskedTokens):
     ) -> Tokens:
         calls, n = self.network_calls(options), self.network.num_tokens
         scales = lg.guidance_scales(options, calls)
-        law = masked.token_law(self.predictor(variables["model"], cond, scales), options, exact=True)
+        law, memory = self.rules(variables["model"], cond, options, scales, exact=True)
         priority = masked.random_priority(keys, n)
         if options.num_steps is None:
-            choose = masked.next_in_order(priority, masked.by_table(mask_schedules.one_by_one(n), known))
+            counts = mask_schedules.one_by_one(n)
+            choose = masked.next_in_order(priority, masked.by_table(counts, known))
+            segments = mask_schedules.segments(counts, options.pieces)
         else:
             times = 1 - np.arange(1, options.num_steps + 1) / options.num_steps
             choose = masked.at_levels(priority, masking.masked_share(options.schedule, times), known)
-        segments = (mask_schedules.Segment(calls, n, n),)
-        return Tokens(ids=masked.decode(law, masked.State(tokens.ids, known), keys, segments, choose).tokens)
+            segments = (mask_schedules.unbounded(calls, n),)
+        return Tokens(ids=masked.decode(law, masked.State(tokens.ids, known, memory), keys, segments, choose).tokens)
 
     def network_calls(self, options: Sampling) -> int:
         return min(options.num_steps or self.network.num_tokens, self.network.num_tokens)

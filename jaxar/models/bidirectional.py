@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxar.config import ConfigError
+from jaxar.nn import cache as kv
 from jaxar.nn.attention import Attention
 from jaxar.nn.layers import ACTIVATIONS, MLP, Embedding, Init, LayerNorm
 from jaxar.nn.transformer import BlockSpec, LayerInputs, Remat, Shared, scan_layers
@@ -76,8 +77,11 @@ class PostNormBlock(nn.Module):
     deterministic: bool = True
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t d"], inputs: LayerInputs | None, shared: Shared) -> tuple[Array, None]:
-        spec, types = self.spec, dict(dtype=self.spec.dtype, param_dtype=self.spec.param_dtype)
+    def __call__(
+        self, carry: tuple[Float[Array, "b t d"], kv.Cache | None], inputs: LayerInputs, shared: Shared
+    ) -> tuple[tuple[Float[Array, "b t d"], kv.Cache | None], None]:
+        spec, (x, cache) = self.spec, carry
+        types = dict(dtype=spec.dtype, param_dtype=spec.param_dtype)
         attention = Attention(
             num_heads=spec.num_heads,
             head_dim=spec.head_dim,
@@ -88,11 +92,12 @@ class PostNormBlock(nn.Module):
             name="attention",
             **types,
         )
-        x = self._add("attention", x, attention(x, shared.rotary, shared.dynamic)[0])
+        y, cache = attention(x, shared.rotary, shared.dynamic, cache, inputs.index)
+        x = self._add("attention", x, y)
         mlp = MLP(
             spec.hidden, activation=spec.feed_forward, up_init=spec.init, down_init=spec.out_init, name="mlp", **types
         )
-        return self._add("mlp", x, mlp(x)), None
+        return (self._add("mlp", x, mlp(x)), cache), None
 
     def _add(self, name: str, x: Array, branch: Array) -> Array:
         spec = self.spec
@@ -102,16 +107,18 @@ class PostNormBlock(nn.Module):
 
 
 class PostNormStack(nn.Module):
-    """`num_layers` such blocks."""
+    """`num_layers` such blocks, which attend what a cache holds if there is one."""
 
     spec: BlockSpec
     num_layers: int
     remat: Remat = "none"
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t d"], deterministic: bool = True) -> Float[Array, "b t d"]:
+    def __call__(
+        self, x: Float[Array, "b t d"], deterministic: bool = True, cache: kv.Cache | None = None
+    ) -> tuple[Float[Array, "b t d"], kv.Cache | None]:
         layers = scan_layers(PostNormBlock, self.num_layers, self.remat)(self.spec, deterministic, name="layers")
-        return layers(x, None, Shared())[0]
+        return layers((x, cache), LayerInputs(jnp.arange(self.num_layers)), Shared())[0]
 
 
 class BidirectionalTransformer(nn.Module):
@@ -181,8 +188,7 @@ class BidirectionalTransformer(nn.Module):
         deterministic: bool = True,
     ) -> Float[Array, "b n d"]:
         """What the last layer gives for every token; arguments as for `__call__`."""
-        sequence = jnp.concatenate([self.vocab_size + label[:, None], self._rows(ids, known)], axis=1)
-        return self._hidden(sequence, deterministic)[:, 1:]
+        return self._hidden(self._sequence(ids, known, label), deterministic)[:, 1:]
 
     def logits(self, hidden: Float[Array, "b n d"]) -> Float[Array, "b n v"]:
         """Logits over the codes, float32, from `hidden`."""
@@ -199,10 +205,56 @@ class BidirectionalTransformer(nn.Module):
         """Logits over all rows of the table, at the class token too, for a sequence that is given as it is read."""
         return self._logits(self._hidden(sequence, True), self.mask_id + 1)
 
+    def extend(
+        self,
+        ids: Int[Array, "b n"],
+        known: Bool[Array, "b n"],
+        label: Int[Array, "b"],
+        positions: Int[Array, "b m"],
+        cache: kv.PlacedCache,
+        whole: bool,
+    ) -> tuple[Float[Array, "b m v"], kv.PlacedCache]:
+        """Logits at some positions, and a cache in which their keys and values are new.
+
+        Args:
+          ids, known, label: as for `__call__`.
+          positions: of tokens.
+          cache: what these positions attend beside one another, from `init_cache` and earlier calls.
+          whole: compute keys and values of all tokens and of the class, as the first call must.
+        """
+        sequence, places = self._sequence(ids, known, label), 1 + positions
+        if whole:
+            hidden, cache = self._run(sequence, jnp.arange(sequence.shape[1]), True, cache.at(None))
+            hidden = jnp.take_along_axis(hidden, places[..., None], axis=1)
+        else:
+            sequence = jnp.take_along_axis(sequence, places, axis=1)
+            hidden, cache = self._run(sequence, places, True, cache.at(places))
+        return self._logits(hidden, self.vocab_size), cache.at(None)
+
+    def init_cache(self, batch: int) -> kv.PlacedCache:
+        """A cache for `extend`."""
+        sizes = self.sizes
+        spec = sizes.block()
+        return kv.create_placed(
+            sizes.num_layers, batch, self.num_tokens + 1, spec.num_heads, spec.head_dim, sizes.dtype
+        )
+
+    def _sequence(self, ids: Array, known: Array, label: Array) -> Int[Array, "b n_plus_1"]:
+        return jnp.concatenate([self.vocab_size + label[:, None], self._rows(ids, known)], axis=1)
+
     def _hidden(self, sequence: Int[Array, "b t"], deterministic: bool) -> Float[Array, "b t d"]:
-        x = self.token_embedding(sequence) + self.position_embedding(jnp.arange(sequence.shape[1]))
+        return self._run(sequence, jnp.arange(sequence.shape[1]), deterministic, None)[0]
+
+    def _run(
+        self,
+        sequence: Int[Array, "b t"],
+        places: Int[Array, "*b t"],
+        deterministic: bool,
+        cache: kv.PlacedCache | None,
+    ) -> tuple[Float[Array, "b t d"], kv.PlacedCache | None]:
+        x = self.token_embedding(sequence) + self.position_embedding(places)
         x = self.dropout(self.embedding_norm(x), deterministic=deterministic)
-        return self.stack(x, deterministic)
+        return self.stack(x, deterministic, cache)
 
     def _logits(self, hidden: Float[Array, "b t d"], rows: int) -> Float[Array, "b t rows"]:
         """Products with the first `rows` embeddings."""

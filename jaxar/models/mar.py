@@ -10,7 +10,7 @@ Masked Autoencoders Are Scalable Vision Learners, 2022.
 """
 
 import dataclasses
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -20,10 +20,11 @@ from jaxar.config import ConfigError
 from jaxar.kernels.mask import DynamicRanges
 from jaxar.models.diffusion_head import XAVIER, DiffusionHead, dense
 from jaxar.models.diffusion_head import Sizes as HeadSizes
+from jaxar.nn import cache as kv
 from jaxar.nn.layers import Embedding, LayerNorm, normal
 from jaxar.nn.transformer import BlockSpec, Remat, Stack
 from jaxar.partition import logical
-from jaxar.typing import Array, Float, Int, typechecked
+from jaxar.typing import Array, Bool, Float, Int, typechecked
 
 INIT = normal(0.02)
 Cond = dict[str, Array]
@@ -93,6 +94,18 @@ class Sizes:
         )
 
 
+class Caches(NamedTuple):
+    """Keys and values that sampling keeps from step to step.
+
+    Attributes:
+      encoder: of the buffer, then of known tokens in the order in which they were given; `length` is [b].
+      decoder: of the buffer and of all tokens by their positions.
+    """
+
+    encoder: kv.KVCache
+    decoder: kv.PlacedCache
+
+
 class MaskedAutoencoder(nn.Module):
     """Encoder, decoder and head over tokens of `channels` values.
 
@@ -158,14 +171,30 @@ class MaskedAutoencoder(nn.Module):
         deterministic: bool = True,
     ) -> Float[Array, "b buffer+m e"]:
         """Encoded buffer and tokens; those past `count` have no meaning."""
+        x = jnp.concatenate([self._buffer(cond), self._embed(tokens, positions)], axis=1)
+        known = None if count is None else DynamicRanges.below(self.sizes.buffer_size + count, x.shape[1])
+        return self._encode(x, known, deterministic)[0]
+
+    def _buffer(self, cond: Cond) -> Float[Array, "b buffer e"]:
         size = self.sizes.buffer_size
         label = self.class_embedding(cond["label"])[:, None]
-        buffer = jnp.broadcast_to(label, (label.shape[0], size, label.shape[-1])) + self.encoder_positions[:size]
-        x = self.token_projection(tokens) + jnp.take(self.encoder_positions, size + positions, axis=0)
-        x = self.token_norm(jnp.concatenate([buffer, x], axis=1))
-        known = None if count is None else DynamicRanges.below(size + count, x.shape[1])
-        x, _ = self.encoder(x, dynamic=known, deterministic=deterministic)
-        return self.encoder_norm(x)
+        return jnp.broadcast_to(label, (label.shape[0], size, label.shape[-1])) + self.encoder_positions[:size]
+
+    def _embed(self, tokens: Float[Array, "b m c"], positions: Int[Array, "b m"]) -> Float[Array, "b m e"]:
+        places = self.sizes.buffer_size + positions
+        return self.token_projection(tokens) + jnp.take(self.encoder_positions, places, axis=0)
+
+    def _encode(
+        self,
+        x: Float[Array, "b t e"],
+        known: DynamicRanges | None,
+        deterministic: bool = True,
+        cache: kv.KVCache | None = None,
+        kv_len: int | None = None,
+    ) -> tuple[Float[Array, "b t e"], kv.KVCache | None]:
+        options = dict(dynamic=known, deterministic=deterministic, cache=cache, kv_len=kv_len)
+        x, cache = self.encoder(self.token_norm(x), **options)
+        return self.encoder_norm(x), cache
 
     def decode(
         self,
@@ -175,15 +204,90 @@ class MaskedAutoencoder(nn.Module):
         deterministic: bool = True,
     ) -> Float[Array, "b n d"]:
         """The vectors z, from what `encode` gave for tokens at these positions."""
-        size, n = self.sizes.buffer_size, self.num_tokens
+        return self._decode(encoded, positions, count, deterministic)[0]
+
+    def _decode(
+        self,
+        encoded: Float[Array, "b buffer+m e"],
+        positions: Int[Array, "b m"],
+        count: Int[Array, "b"] | None,
+        deterministic: bool = True,
+        cache: kv.PlacedCache | None = None,
+    ) -> tuple[Float[Array, "b n d"], kv.PlacedCache | None]:
+        size = self.sizes.buffer_size
         x = self.decoder_projection(encoded)
+        x = jnp.concatenate([x[:, :size], self._among_masks(x[:, size:], positions, count)], axis=1)
+        x, cache = self.decoder(x + self.decoder_positions.astype(x.dtype), deterministic=deterministic, cache=cache)
+        return self.decoder_norm(x)[:, size:].astype(jnp.float32) + self.head_positions, cache
+
+    def _among_masks(
+        self, own: Float[Array, "b m d"], positions: Int[Array, "b m"], count: Int[Array, "b"] | None
+    ) -> Float[Array, "b n d"]:
+        """Vectors at these positions, the mask token elsewhere."""
+        n = self.num_tokens
         if count is not None:  # a position outside the image is dropped by the scatter
             positions = jnp.where(jnp.arange(positions.shape[1]) < count[:, None], positions, n)
-        tokens = jnp.broadcast_to(self.mask_token.astype(x.dtype), (x.shape[0], n, x.shape[-1]))
-        tokens = jax.vmap(lambda t, i, own: t.at[i].set(own, mode="drop"))(tokens, positions, x[:, size:])
-        x = jnp.concatenate([x[:, :size], tokens], axis=1) + self.decoder_positions.astype(x.dtype)
-        x, _ = self.decoder(x, deterministic=deterministic)
-        return self.decoder_norm(x)[:, size:].astype(jnp.float32) + self.head_positions
+        tokens = jnp.broadcast_to(self.mask_token.astype(own.dtype), (own.shape[0], n, own.shape[-1]))
+        return jax.vmap(lambda t, i, x: t.at[i].set(x, mode="drop"))(tokens, positions, own)
+
+    def refresh(
+        self,
+        tokens: Float[Array, "b m c"],
+        positions: Int[Array, "b m"],
+        cond: Cond,
+        count: Int[Array, "b"],
+        caches: Caches,
+    ) -> tuple[Float[Array, "b n d"], Caches]:
+        """As `__call__`, and the caches that hold everything that it computed."""
+        filled = self.sizes.buffer_size + count
+        x = jnp.concatenate([self._buffer(cond), self._embed(tokens, positions)], axis=1)
+        empty = caches.encoder.truncate(jnp.zeros_like(filled))
+        encoded, encoder = self._encode(x, DynamicRanges.below(filled, x.shape[1]), cache=empty, kv_len=x.shape[1])
+        z, decoder = self._decode(encoded, positions, count, cache=caches.decoder)
+        return z, Caches(encoder.replace(length=filled), decoder)
+
+    def extend(
+        self,
+        tokens: Float[Array, "b f c"],
+        positions: Int[Array, "b f"],
+        count: Int[Array, "b"],
+        due: Int[Array, "b m"],
+        is_due: Bool[Array, "b m"],
+        caches: Caches,
+        kv_len: int,
+    ) -> tuple[Float[Array, "b n d"], Caches]:
+        """The vectors z at some positions; the other known tokens are seen through their cached keys and values.
+
+        Args:
+          tokens, positions, count: as for `__call__`, of tokens that no call has encoded before.
+          due: positions that the decoder computes, all masked ones and `positions` among them; the others are padding.
+          is_due: which are not.
+          kv_len: most places of the encoder's cache that are filled afterwards.
+        Returns:
+          z, without meaning where nothing is due, and the caches.
+        """
+        size, n = self.sizes.buffer_size, self.num_tokens
+        x, filled = self._embed(tokens, positions), caches.encoder.length + count
+        known = DynamicRanges.below(filled, x.shape[1])
+        encoded, encoder = self._encode(x, known, cache=caches.encoder, kv_len=kv_len)
+        x = self._among_masks(self.decoder_projection(encoded), positions, count)
+        x = x + self.decoder_positions[size:].astype(x.dtype)
+        x = jnp.take_along_axis(x, due[..., None], axis=1)
+        cache = caches.decoder.at(jnp.where(is_due, size + due, size + n))
+        x, decoder = self.decoder(x, cache=cache)
+        z = self.decoder_norm(x).astype(jnp.float32)
+        z = jax.vmap(lambda at, own: jnp.zeros((n, own.shape[-1])).at[at].set(own))(due, z) + self.head_positions
+        return z, Caches(encoder.replace(length=filled), decoder.at(None))
+
+    def init_caches(self, batch: int) -> Caches:
+        """What `refresh` takes at first."""
+        sizes, length = self.sizes, self.sizes.buffer_size + self.num_tokens
+
+        def size(tower: Tower) -> tuple[int, int, int, int, int, str]:
+            return tower.num_layers, batch, length, tower.num_heads, tower.width // tower.num_heads, sizes.dtype
+
+        encoder = kv.create(*size(sizes.encoder)).replace(length=jnp.zeros(batch, jnp.int32))
+        return Caches(encoder, kv.create_placed(*size(sizes.decoder)))
 
     def denoise(
         self, x: Float[Array, "r c"], t: Float[Array, "r"], z: Float[Array, "r d"]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxar.kernels.attention import attention
 from jaxar.kernels.mask import DynamicRanges, MaskSpec
 from jaxar.nn import rope
-from jaxar.nn.cache import KVCache
+from jaxar.nn.cache import Cache
 from jaxar.nn.layers import DEFAULT_INIT, Init
 from jaxar.nn.quantize import l2_normalize
 from jaxar.partition import constrain, logical
@@ -49,9 +49,9 @@ class Attention(nn.Module):
         x: Float[Array, "b t d"],
         rotary: rope.Rotary | None = None,
         dynamic: DynamicRanges | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
         layer: Int[Array, ""] | int = 0,
-    ) -> tuple[Float[Array, "b t d"], KVCache | None]:
+    ) -> tuple[Float[Array, "b t d"], Cache | None]:
         """Attends and, with a cache, stores the new keys and values as those of `layer`.
 
         Args:

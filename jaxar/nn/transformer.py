@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxar.kernels.mask import DynamicRanges, MaskSpec
 from jaxar.nn.attention import Attention
-from jaxar.nn.cache import KVCache
+from jaxar.nn.cache import Cache
 from jaxar.nn.layers import DEFAULT_INIT, MLP, Init, LayerNorm, RMSNorm, SwiGLU, drop_path, modulate
 from jaxar.nn.rope import Rotary
 from jaxar.partition import constrain
@@ -90,8 +90,8 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, carry: tuple[Float[Array, "b t d"], KVCache | None], inputs: LayerInputs, shared: Shared
-    ) -> tuple[tuple[Float[Array, "b t d"], KVCache | None], None]:
+        self, carry: tuple[Float[Array, "b t d"], Cache | None], inputs: LayerInputs, shared: Shared
+    ) -> tuple[tuple[Float[Array, "b t d"], Cache | None], None]:
         spec, (x, cache) = self.spec, carry
         gates, scales, shifts = (None, None), (None, None), (None, None)
         if inputs.modulation is not None:
@@ -212,10 +212,10 @@ class Stack(nn.Module):
         mask: MaskSpec | None = None,
         dynamic: DynamicRanges | None = None,
         modulation: Float[Array, "l b m 6 d"] | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
         kv_len: int | None = None,
         deterministic: bool = True,
-    ) -> tuple[Float[Array, "b t d"], KVCache | None]:
+    ) -> tuple[Float[Array, "b t d"], Cache | None]:
         """Runs all layers.
 
         Args:

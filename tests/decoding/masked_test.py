@@ -351,10 +351,18 @@ def test_one_by_one_is_a_table_of_its_own():
 
 def test_segments_bound_known_and_new_tokens():
     counts = mask_schedules.masked_counts("cosine", 8, 256)
-    assert mask_schedules.segments(counts, 2, masked=256) == ((4, 44, 31), (8, 207, 49))
-    assert mask_schedules.segments(counts, 1) == ((8, 256, 49),)
+    assert mask_schedules.segments(counts, 2, masked=256) == ((4, 44, 31, 24, 256), (8, 207, 49, 48, 212))
+    assert mask_schedules.segments(counts, 1) == ((8, 256, 49, 49, 256),)
     assert [s.stop for s in mask_schedules.segments(counts, 3)] == [3, 6, 8]
     assert [s.stop for s in mask_schedules.segments(counts, 20)] == list(range(1, 9))
+
+
+def test_due_tokens_are_masked_or_were_before_the_step_before():
+    counts = mask_schedules.masked_counts("cosine", 8, 256)
+    pieces = mask_schedules.segments(counts, 8, masked=256)
+    assert [s.due for s in pieces] == [256, 256, 251, 236, 212, 181, 142, 97]
+    assert [s.fresh for s in pieces] == [1, 5, 15, 24, 31, 39, 45, 48]
+    assert mask_schedules.unbounded(3, 7) == (3, 7, 7, 7, 7)
 
 
 @pytest.mark.parametrize("name", ["cos", "pow", "powx", "pow-1", "pownan"])

@@ -11,7 +11,9 @@ import optax
 import pytest
 import scipy.stats
 
+from jaxar import flops
 from jaxar.config import ConfigError, parse
+from jaxar.decoding import mask_schedules, masked, reuse
 from jaxar.diffusion.process import Process
 from jaxar.methods import _continuous_law as continuous
 from jaxar.methods import _token_heads as heads
@@ -278,6 +280,73 @@ def test_patches_are_squares_with_channels_first():
     np.testing.assert_array_equal(unpatchify(tokens, (2, 4), 2), latents)
 
 
+# Reuse of keys and values.
+
+
+@functools.cache
+def towers(encoder, decoder):
+    """Method and weights of a network with so many layers."""
+    sizes = dataclasses.replace(SIZES, encoder=mar.mar.Tower(encoder, 8, 2), decoder=mar.mar.Tower(decoder, 8, 2))
+    return random_weights(build(sizes))
+
+
+@functools.cache
+def reusing(encoder, decoder, every):
+    """Latents drawn in four guided steps, the last two with fewer due tokens; the second sample is given three."""
+    method, variables = towers(encoder, decoder)
+    options = mar.Sampling(4, heads.Steps(2, start=900), 1.5, segments=2, refresh_every=every)
+    known = jnp.zeros((2, 16), bool).at[1, jnp.array([3, 8, 9])].set(True)
+    given = Tokens(latents=jax.random.normal(jax.random.key(0), (2, 16, 3)))
+    cond, keys = {"label": jnp.array([0, 3])}, jax.random.split(jax.random.key(1), 2)
+    run = jax.jit(lambda v: method.complete({"model": v}, given, known, cond, keys, options).latents)
+    return np.asarray(run(variables))
+
+
+def off(latents, exact):
+    """The largest difference, in terms of the largest value."""
+    return np.abs(latents - exact).max() / np.abs(exact).max()
+
+
+@pytest.mark.parametrize("encoder, decoder, every", [pytest.param(1, 2, 1, marks=pytest.mark.slow), (0, 1, 9)])
+def test_reuse_is_exact_if_all_is_refreshed_or_keys_depend_on_their_token_alone(encoder, decoder, every):
+    assert off(reusing(encoder, decoder, every), reusing(encoder, decoder, None)) < 1e-4
+
+
+@pytest.mark.slow
+def test_reuse_in_deeper_networks_is_an_approximation():
+    assert off(reusing(1, 2, 9), reusing(1, 2, None)) > 5e-4
+
+
+@pytest.mark.slow
+def test_keys_of_a_drawn_token_that_stay_those_of_a_mask_are_told_apart(monkeypatch):
+    """The wrong twin decodes what is masked and nothing else."""
+
+    def due(state, segment):
+        return masked.positions_of(~state.known, segment.due)
+
+    monkeypatch.setattr(reuse, "due", due)
+    assert off(reusing.__wrapped__(0, 1, 9), reusing(0, 1, None)) > 1e-2
+
+
+def test_a_step_with_reuse_encodes_what_is_new_and_decodes_what_is_due(monkeypatch):
+    """Each encoded and each decoded token adds its own number of operations, and settled ones add none."""
+    monkeypatch.setattr(jax.lax, "cond", lambda refresh, whole, part, state: part(state))
+    method, variables = towers(1, 2)
+    state = masked.State(jnp.zeros((2, 16, 3)), jnp.zeros((2, 16), bool))
+    state = state._replace(extra=reuse.begin(method.network.init_caches(2), 2, 16))
+    vectors = method._due_vectors(variables, {"label": jnp.zeros(2, jnp.int32)}, 9)
+
+    def cost(fresh, due):
+        bounds = mask_schedules.unbounded(6, 16)._replace(fresh=fresh, due=due)
+        return flops.count(lambda s: vectors(s, 1, bounds)[0], state)
+
+    encoded, decoded = cost(2, 1) - cost(1, 1), cost(1, 2) - cost(1, 1)
+    assert cost(1, 1) == encoded + decoded and cost(7, 5) == 7 * encoded + 5 * decoded
+    shown = jnp.zeros((2, 8, 3)), jnp.zeros((2, 8), jnp.int32), {"label": jnp.zeros(2, jnp.int32)}
+    whole = flops.count(lambda x: method.network.apply(variables, x, *shown[1:]), shown[0])
+    assert cost(1, 16) < whole and cost(1, 1) < whole / 10
+
+
 @pytest.mark.parametrize(
     "make, message",
     [
@@ -285,6 +354,7 @@ def test_patches_are_squares_with_channels_first():
         (lambda: mar.Config(label_drop=1.5), "method.label_drop=1.5"),
         (lambda: mar.Config(repeats=0), "method.repeats=0"),
         (lambda: mar.Sampling(num_steps=0), "sample.num_steps=0"),
+        (lambda: mar.Sampling(refresh_every=0), "sample.refresh_every=0"),
         (lambda: heads.Steps("ddim20", last=5), "sample.head.last=5"),
         (lambda: heads.Steps(temperature=-1.0), "sample.head.temperature=-1.0"),
         (lambda: heads.Flow().check(heads.Steps("ddim20")), "a flow takes a positive number"),

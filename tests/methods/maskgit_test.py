@@ -1,5 +1,6 @@
 """MaskGIT: what training masks and averages, its likelihood bound, sampling and completion of known tokens."""
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -13,6 +14,7 @@ import pytest
 from jaxar import flops
 from jaxar.config import ConfigError, parse
 from jaxar.decoding import logits as lg
+from jaxar.decoding import mask_schedules, masked
 from jaxar.methods import maskgit
 from jaxar.methods.base import Task
 from jaxar.tokenizers.base import ImageSpec, Tokens, TokenSpec
@@ -178,6 +180,48 @@ def test_confident_decoding_at_one_is_the_schedule_and_at_zero_a_single_step():
     np.testing.assert_array_equal(at_once, draws)
 
 
+# Reuse of keys and values.
+
+KNOWN = jnp.zeros((3, TOKENS), bool).at[2, :2].set(True)  # the last sample is given two tokens
+
+
+@functools.cache
+def reusing(num_layers, every):
+    """Ids drawn in four guided steps by a network of so many layers; in the last two, five tokens are due at most."""
+    sizes = dataclasses.replace(SIZES, num_layers=num_layers)
+    method = maskgit.build(maskgit.Config(), sizes, Task(ImageSpec(32, 3), CLASSES, SPEC))
+    options = maskgit.Sampling(num_steps=4, refresh_every=every, segments=2, guidance_scale=1.5)
+
+    def sample(variables):
+        return method.complete(variables, Tokens(ids=BATCH["ids"]), KNOWN, LABEL, keys(3), options).ids
+
+    return np.asarray(jax.jit(sample)(randomized(method)))
+
+
+@pytest.mark.parametrize("num_layers, every", [pytest.param(2, 1, marks=pytest.mark.slow), (1, 9)])
+def test_reuse_is_exact_if_all_is_refreshed_or_keys_depend_on_their_token_alone(num_layers, every):
+    np.testing.assert_array_equal(reusing(num_layers, every), reusing(num_layers, None))
+
+
+@pytest.mark.slow
+def test_reuse_in_deeper_networks_is_an_approximation():
+    assert (reusing(2, 9) != reusing(2, None)).any()
+
+
+def test_a_step_with_reuse_computes_as_many_tokens_as_are_due(monkeypatch):
+    """Operations of a step fall by the same number for each token that is settled, to less than a third."""
+    monkeypatch.setattr(jax.lax, "cond", lambda refresh, whole, part, state: part(state))
+    predict, memory = METHOD.reusing_predictor(VARIABLES["model"], LABEL, np.ones(5), 9)
+    state = masked.State(BATCH["ids"], KNOWN, memory)
+    bounds = mask_schedules.unbounded(5, TOKENS)
+    cost = [
+        flops.count(lambda s: predict(s, 1, bounds._replace(due=m))[0], state)  # noqa: B023 - called at once
+        for m in range(1, TOKENS + 1)
+    ]
+    whole = flops.count(lambda ids: METHOD.network.apply(VARIABLES["model"], ids, KNOWN, BATCH["label"]), state.tokens)
+    assert np.ptp(np.diff(cost)) == 0 and cost[0] * TOKENS == cost[-1] < whole
+
+
 def test_noise_on_the_confidence_fades_to_nothing():
     noise = maskgit.Sampling(num_steps=4, choice_temperature=2.0).confidence_noise()
     np.testing.assert_allclose(noise, [1.5, 1.0, 0.5, 0.0])
@@ -194,6 +238,9 @@ def test_noise_on_the_confidence_fades_to_nothing():
         ("sample", {"choice_temperature": -1.0}, "sample.choice_temperature=-1.0"),
         ("sample", {"sure_above": 1.5}, "sample.sure_above=1.5"),
         ("sample", {"top_k": 0}, "sample.top_k=0"),
+        ("sample", {"refresh_every": 0}, "sample.refresh_every=0"),
+        ("sample", {"segments": 0}, "sample.segments=0"),
+        ("sample", {"refresh_every": 2, "sure_above": 0.9}, "sample.refresh_every=2 needs to know"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(section, values, message):

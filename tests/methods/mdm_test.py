@@ -3,6 +3,7 @@
 import functools
 import itertools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,7 @@ import scipy.special
 from jaxar.config import ConfigError, parse
 from jaxar.decoding import logits as lg
 from jaxar.methods import mdm
+from jaxar.models import bidirectional
 from jaxar.tokenizers.base import Tokens
 from tests.enumerated import (
     COUNT,
@@ -117,6 +119,21 @@ def test_known_tokens_stay_and_condition_the_others(num_steps):
     assert (p_values(sample, law / law.sum()) > 1e-4).all()
 
 
+@pytest.mark.slow
+def test_reuse_of_keys_and_values_is_exact_in_one_layer():
+    sizes = bidirectional.Sizes(1, 16, 2, dropout=0.0)
+    toy = mdm.MDM(bidirectional.BidirectionalTransformer(sizes, 7, (2, 3), 5), mdm.Config())
+    rng = np.random.default_rng(0)
+    shapes = nn.meta.unbox(jax.eval_shape(toy.init, jax.random.key(0)))
+    variables = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), shapes)
+
+    def draw(**options):
+        keys, cond = jax.random.split(jax.random.key(1), 4), {"label": jnp.arange(4)}
+        return jax.jit(lambda v: toy.sample(v, cond, keys, mdm.Sampling(**options)).ids)(variables)
+
+    np.testing.assert_array_equal(draw(refresh_every=4, segments=3), draw())
+
+
 # Draws in float32.
 
 
@@ -187,6 +204,8 @@ def test_the_sampler_uses_exact_draws(monkeypatch):
         ("method", {"label_drop": 1.5}, "method.label_drop=1.5"),
         ("sample", {"num_steps": 0}, "sample.num_steps=0"),
         ("sample", {"schedule": "count"}, "sample.schedule='count'"),
+        ("sample", {"refresh_every": 0}, "sample.refresh_every=0"),
+        ("sample", {"refresh_every": 2, "num_steps": 4}, "sample.refresh_every=2 needs to know"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(section, values, message):

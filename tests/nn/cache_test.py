@@ -51,6 +51,20 @@ def test_samples_may_have_their_own_lengths():
     np.testing.assert_array_equal(cache.read(0)[0][:, :5], first)  # the other layer is untouched
 
 
+def test_places_are_written_anew_and_the_others_stay():
+    whole, new = normal(2, 5, 3, 4), normal(2, 2, 3, 4, seed=1)
+    cache = kv.create_placed(2, batch=2, places=5, kv_heads=3, head_dim=4)
+    for layer in range(2):
+        cache = cache.write(layer, whole + layer, -whole - layer).advance(5)
+    cache = jax.jit(lambda c, layer: c.at(jnp.array([[3, 0], [1, 5]])).write(layer, new, -new))(cache, 1)
+    k, v = cache.read(1)
+    expected = np.array(whole + 1)
+    expected[0, [3, 0]], expected[1, 1] = new[0], new[1, 0]  # the sequence has no place 5
+    np.testing.assert_array_equal(k, expected)
+    np.testing.assert_array_equal(v, -expected)
+    np.testing.assert_array_equal(cache.read(0, 4)[0], whole[:, :4])
+
+
 def test_a_cache_may_store_a_narrower_type():
     cache = kv.create(1, 2, 4, 3, 4, "bfloat16").write(0, normal(2, 2, 3, 4), normal(2, 2, 3, 4))
     assert cache.k.dtype == jnp.bfloat16
