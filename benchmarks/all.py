@@ -1,6 +1,6 @@
 """Measures everything and writes docs/benchmarks.md: python -m benchmarks.all [--torch-python=PATH] [--out=FILE]
 
-About ten minutes on two CPU cores. PATH is an interpreter that has PyTorch; without it that comparison is left out.
+About fifteen minutes on two CPU cores. PATH is an interpreter that has PyTorch; without it that comparison is left out.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import flax
 import jax
 import jaxlib
 
-from benchmarks import attention, measure, sampling, train_step
+from benchmarks import attention, masked, measure, sampling, train_step
 from benchmarks.networks import Network
 
 METHODS = ("ar", "next_scale")
@@ -64,6 +64,8 @@ The same samplers where every call runs the network over the whole sequence, one
 
 {cache_table}
 
+{masked_section}
+
 ## Training
 
 The trainer's own step: AdamW, one average of the weights, tokens from a cache.
@@ -74,6 +76,30 @@ The trainer's own step: AdamW, one average of the weights, tokens from a cache.
 
 {torch_table}
 """
+
+MASKED = """## Masked decoding
+
+`python -m benchmarks.masked`: {layers} layers of width {width}, 16x16 tokens, batch {case.batch}, no guidance. The
+programs of a table are called in turn, {rounds} rounds after one that does not count; times are medians, and *share* is
+processor time over that of the first row (in the first table, of the same step without reuse).
+
+One step of `maskgit` by how many tokens are known before it, {fresh} of them since the step before. *rows* are tokens
+that the network computes; with reuse (`sample.refresh_every`) those are the masked and the newest ones.
+
+{step_table}
+
+Whole samples in {case.num_steps} steps, with reuse everything is computed in every {case.refresh_every}th. `maskgit`:
+
+{maskgit_table}
+
+`mar`: {towers} layers each in encoder and decoder, 64 buffer tokens, {case.head_steps} steps of the head after each
+call; with DiSA they fall to {annealed}.
+
+{mar_table}
+
+`hmar` against `next_scale`, 680 tokens in 10 scales; the mask passes are those of the published schedule.
+
+{hmar_table}"""
 
 NO_TORCH = "Not measured: pass `--torch-python=PATH` to compare with `benchmarks/torch_reference.py`."
 TORCH = """Raster sampling against `benchmarks/torch_reference.py`, an eager sampler of the same shapes with a cache and
@@ -94,6 +120,7 @@ def main() -> None:
     torch_table = compare_with_torch(args.torch_python, args.repeat) if args.torch_python else NO_TORCH
     attention_table = measure_attention(10 * args.repeat)
     samples = [progress(sampling.run, *case, args.repeat) for case in sampling_cases()]
+    masked_section = measure_masked(3)
     train_table = measure_training(args.repeat)
     page = PAGE.format(
         **machine(),
@@ -108,6 +135,7 @@ def main() -> None:
         attention_table=attention_table,
         sampling_table=sampling_table([row for row in samples if row["cache"]]),
         cache_table=cache_table(samples),
+        masked_section=masked_section,
         train_table=train_table,
         torch_table=torch_table,
     )
@@ -188,6 +216,34 @@ def cache_table(rows: Rows) -> str:
         ratio = full["cpu_s"] / cached["cpu_s"]
         lines.append([method, _grid(cached), cached["cpu_s"], full["cpu_s"], f"{ratio:.1f}x"])
     return table(["method", "grid", "cached cpu s", "recomputed cpu s", "ratio"], lines)
+
+
+def measure_masked(rounds: int) -> str:
+    network, case = Network(), masked.Case()
+    rows = {part: progress(masked.run, part, network, case, rounds) for part in masked.PARTS}
+    steps = [
+        [known, *(row[key] for key in ("computed", "wall_s", "cpu_s") for row in (whole, part)), part["share"]]
+        for known, (whole, part) in itertools.groupby(rows["step"], lambda row: row["known"])
+    ]
+    columns = ["known", "rows", "with reuse", "wall s", "with reuse", "cpu s", "with reuse", "share"]
+    samples = {
+        f"{part}_table": table(
+            ["sampler", "wall s", "cpu s", "share"],
+            ([row[key] for key in ("variant", "wall_s", "cpu_s", "share")] for row in rows[part]),
+        )
+        for part in ("maskgit", "mar", "hmar")
+    }
+    return MASKED.format(
+        layers=network.layers,
+        width=network.width,
+        towers=network.layers // 2,
+        case=case,
+        rounds=rounds,
+        fresh=masked.FRESH,
+        annealed=case.head_steps // 10,
+        step_table=table(columns, steps),
+        **samples,
+    )
 
 
 def measure_training(repeat: int) -> str:

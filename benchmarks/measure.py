@@ -4,9 +4,10 @@ import argparse
 import dataclasses
 import itertools
 import json
+import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -81,6 +82,30 @@ def measure(
     if traces:
         raise RuntimeError(f"{traces} of {repeat} calls traced the program again")
     return Timing(compile_s, warm_compile_s, min(walls[1:]), min(cpus[1:]), temp_bytes)
+
+
+def side_by_side(
+    programs: Mapping[str, tuple[Callable[..., Any], Sequence[Any]]], repeat: int
+) -> dict[str, dict[str, float]]:
+    """Compiles all programs, then calls them in turn, so that a busy machine slows all of them alike.
+
+    Args:
+      programs: functions and their arguments.
+      repeat: counted rounds, after one that is not counted.
+    Returns:
+      For each program the medians `wall_s` and `cpu_s`, in seconds.
+    """
+    compiled = {name: (jax.jit(fn).lower(*args).compile(), args) for name, (fn, args) in programs.items()}
+    seconds = {name: [] for name in programs}
+    for _ in range(repeat + 1):
+        for name, (program, args) in compiled.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            jax.block_until_ready(program(*args))
+            seconds[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+    return {
+        name: {key: statistics.median(values) for key, values in zip(("wall_s", "cpu_s"), zip(*rounds[1:]))}
+        for name, rounds in seconds.items()
+    }
 
 
 def peak_bytes() -> int | None:

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxar.methods import ar, next_scale
+from jaxar.methods import ar, hmar, mar, maskgit, next_scale
 from jaxar.methods.base import Method, Task
+from jaxar.models.diffusion_head import Sizes as HeadSizes
+from jaxar.models.mar import Tower
 from jaxar.nn.convnet import ConvStack
 from jaxar.tokenizers import multiscale_vq
 from jaxar.tokenizers._quantizers import VQ
@@ -27,9 +29,13 @@ NUM_CLASSES = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """The network to measure: `side` is the token grid's (the last scale's); heads have 64 channels."""
+    """The network to measure: `side` is the token grid's (the last scale's); heads have 64 channels.
 
-    method: Literal["ar", "next_scale"] = "ar"
+    MAR's encoder and decoder share the layers, and its head is half as deep as one of them; half of HMAR's layers are
+    the refiner's too.
+    """
+
+    method: Literal["ar", "next_scale", "hmar", "maskgit", "mar"] = "ar"
     layers: int = 4
     width: int = 256
     side: int = 16
@@ -40,22 +46,30 @@ class Network:
     def build(self) -> Method:
         common = dict(num_layers=self.layers, width=self.width, num_heads=self.width // 64, dropout=0.0)
         common |= dict(dtype=self.dtype, remat=self.remat)
-        image = ImageSpec(16 * self.side, 3)
-        if self.method == "ar":
-            spec = TokenSpec("discrete", ((self.side, self.side),), channels=8, vocab_size=self.vocab)
-            return ar.build(ar.Config(), ar.Model(**common), Task(image, NUM_CLASSES, spec))
+        image, grid = ImageSpec(16 * self.side, 3), ((self.side, self.side),)
+        if self.method in ("ar", "maskgit"):
+            own = ar if self.method == "ar" else maskgit
+            spec = TokenSpec("discrete", grid, channels=8, vocab_size=self.vocab)
+            return own.build(own.Config(), own.Model(**common), Task(image, NUM_CLASSES, spec))
+        if self.method == "mar":
+            tower = Tower(max(1, self.layers // 2), self.width, self.width // 64)
+            head, types = HeadSizes(max(1, self.layers // 4), self.width), dict(dtype=self.dtype, remat=self.remat)
+            task = Task(image, NUM_CLASSES, TokenSpec("continuous", grid, channels=16))
+            return mar.build(mar.Config(), mar.Model(tower, tower, head, dropout=0.0, **types), task)
         # Only the quantizer takes part in sampling; the convolutions are as small as they can be.
         stack = ConvStack(1, (1,) * 5, num_res_blocks=1, groups=1)
         config = multiscale_vq.Config(VQ(vocab_size=self.vocab, channels=32), stack, VAR_SCALES[self.side])
         tokenizer = multiscale_vq.build(config, image)
         task = Task(image, NUM_CLASSES, tokenizer.spec, tokenizer)
+        if self.method == "hmar":
+            return hmar.build(hmar.Config(refiner_layers=max(1, self.layers // 2)), hmar.Model(**common), task)
         return next_scale.build(next_scale.Config(), next_scale.Model(**common), task)
 
     @property
     def num_tokens(self) -> int:
-        if self.method == "ar":
-            return self.side**2
-        return sum(side**2 for side in VAR_SCALES[self.side])
+        if self.method in ("next_scale", "hmar"):
+            return sum(side**2 for side in VAR_SCALES[self.side])
+        return self.side**2
 
 
 def random_variables(method: Method) -> dict[str, Variables]:

@@ -352,7 +352,7 @@ def test_one_by_one_is_a_table_of_its_own():
 def test_segments_bound_known_and_new_tokens():
     counts = mask_schedules.masked_counts("cosine", 8, 256)
     assert mask_schedules.segments(counts, 2, masked=256) == ((4, 44, 31, 24, 256), (8, 207, 49, 48, 212))
-    assert mask_schedules.segments(counts, 1) == ((8, 256, 49, 49, 256),)
+    assert mask_schedules.segments(counts, 1) == ((8, 256, 49, 48, 256),)
     assert [s.stop for s in mask_schedules.segments(counts, 3)] == [3, 6, 8]
     assert [s.stop for s in mask_schedules.segments(counts, 20)] == list(range(1, 9))
 

@@ -39,6 +39,7 @@ BATCH = {
     "label": jnp.array([4, 0]),
 }
 LABEL = {"label": BATCH["label"]}
+NULL = jnp.full(2, CLASSES)
 METHOD = hmar.build(hmar.Config(label_drop=0.0, refiner_layers=1, refine_start=7), SIZES, TASK)
 
 
@@ -78,17 +79,32 @@ def test_scales_weigh_as_published():
 
 def test_losses_are_weighted_and_masked_means_of_the_log_likelihood():
     key = jax.random.key(3)
-    loss, masked_loss = jax.jit(lambda v: (METHOD.loss(v, BATCH, key, 0)[0], METHOD.masked_loss(v, BATCH, key, 0)[0]))(
-        variables()
-    )
+    hidden_key = jax.random.split(key, 3)[0]
+    dropping = dataclasses.replace(METHOD, config=dataclasses.replace(METHOD.config, label_drop=1.0))
+
+    @jax.jit
+    def run(v):
+        loss, masked_loss, dropped = (
+            fn(v, BATCH, key, 0)[0] for fn in (METHOD.loss, METHOD.masked_loss, dropping.masked_loss)
+        )
+        null = METHOD.masked_loss(v, {**BATCH, "label": NULL}, key, 0)[0]
+        return loss, masked_loss, dropped, null, METHOD.evaluate(v, BATCH, hidden_key)
+
+    loss, masked_loss, dropped, null, figures = run(variables())
+    np.testing.assert_allclose(dropped, null, rtol=1e-6)
+    assert abs(null - masked_loss) > 1e-3
     features, own = streams()
     logits = jax.jit(METHOD.network.apply)(variables()["model"], features, BATCH["label"])
     nll = -np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), np.asarray(BATCH["ids"])[..., None], -1)[..., 0]
     np.testing.assert_allclose(loss, (nll * hmar.token_weights(LENGTHS)).sum(1).mean(), rtol=1e-5)
-    hidden = hmar.random_hidden(jax.random.split(key, 3)[0], LENGTHS[1:])
+    hidden = hmar.random_hidden(hidden_key, LENGTHS[1:])
     logits = masked_logits()(variables(), features, own, hidden, BATCH["label"])
     nll = -np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), np.asarray(BATCH["ids"])[..., None], -1)[..., 0]
-    np.testing.assert_allclose(masked_loss, nll[:, 1:][:, np.asarray(hidden)].mean(), rtol=1e-5)
+    nll = nll[:, 1:][:, np.asarray(hidden)]
+    np.testing.assert_allclose(masked_loss, nll.mean(), rtol=1e-5)
+    np.testing.assert_allclose(figures["masked_bits_per_token"], nll.mean(axis=1) / np.log(2), rtol=1e-5)
+    right = (jnp.argmax(logits, axis=-1) == BATCH["ids"])[:, 1:][:, np.asarray(hidden)]
+    np.testing.assert_allclose(figures["masked_accuracy"], right.mean(axis=1), rtol=1e-5)
 
 
 def test_training_hides_the_same_share_of_every_scale_anywhere():
@@ -111,6 +127,14 @@ def test_hidden_tokens_tell_nothing():
     assert np.abs(told - results[0])[:, 1:].max() > 0.1
 
 
+def test_the_refiner_is_trained_with_dropout():
+    method = hmar.build(METHOD.config, dataclasses.replace(SIZES, dropout=0.5), TASK)
+    features, own = streams()
+    run = jax.jit(lambda v, key: method.masked_logits(v, features, own, features[0, :, 0] > 0, BATCH["label"], key))
+    first, second = (run(variables(), key) for key in keys(2))
+    assert (first != second).any()
+
+
 @flax.struct.dataclass
 class Player:
     params: dict
@@ -126,6 +150,11 @@ def test_the_second_stage_starts_from_the_average_and_its_last_layers():
     stages = METHOD.stages()
     assert [(stage.start, stage.losses) for stage in stages] == [(0, ("nll",)), (7, ("masked_nll",))]
     assert METHOD.active(6) == ("nll",) and METHOD.active(7) == ("masked_nll",)
+    alone, never = (
+        dataclasses.replace(METHOD, config=dataclasses.replace(METHOD.config, refine_start=k)) for k in (0, None)
+    )
+    assert [stage.losses for stage in alone.stages()] == [("masked_nll",)]
+    assert [stage.losses for stage in never.stages()] == [("nll",)]
     assert [loss.updates for loss in METHOD.losses()] == [("model",), ("refiner",)]
     own = {name: value["params"] for name, value in variables().items()}
     slow = jax.tree.map(lambda x: 2 * x, own["model"])
@@ -169,10 +198,12 @@ def test_one_pass_per_scale_is_next_scale_sampling():
 REFINING = hmar.Sampling(temperature=0.9, top_k=5, mask_schedule=((1,), (1, 3)))
 
 
-def test_a_mask_pass_draws_from_the_forward_of_training():
+@pytest.mark.parametrize("scale, unroll", [(1.0, False), (2.0, True)])
+def test_a_mask_pass_draws_from_the_forward_of_training(scale, unroll):
     """Of the 2x2 map the most confident token stays, and the others are drawn given it: by the whole forward."""
-    ids = sampler(REFINING)(variables(), LABEL, keys(2))
-    assert METHOD.network_calls(REFINING) == 4
+    options = dataclasses.replace(REFINING, mask_guidance_scale=scale, unroll=unroll)
+    ids = sampler(options)(variables(), LABEL, keys(2))
+    assert METHOD.network_calls(options) == 4
     features, _ = jax.jit(METHOD.streams)(variables()["tokenizer"], ids)
     logits = jax.jit(METHOD.network.apply)(variables()["model"], features, BATCH["label"])
     first = lg.draw(logits, keys(2), jnp.arange(TOKENS), REFINING)
@@ -185,7 +216,8 @@ def test_a_mask_pass_draws_from_the_forward_of_training():
     stream = masked.fold(masked.fold(masked.fold(keys(2), hmar._REFINE + 1), 0), 1)
     for row in range(2):
         hidden = jnp.zeros(TOKENS - 1, bool).at[:4].set(~kept[row])
-        logits = masked_logits()(variables(), features, own, hidden, BATCH["label"])[row : row + 1, 1:5]
+        cond, null = (masked_logits()(variables(), features, own, hidden, label) for label in (BATCH["label"], NULL))
+        logits = lg.guide(cond, null, scale)[row : row + 1, 1:5]
         again = lg.draw(logits, stream[row : row + 1], jnp.arange(4), REFINING)[0]
         np.testing.assert_array_equal(ids[row, 1:5][~kept[row]], again[~kept[row]])
     assert (ids != first).any()

@@ -12,6 +12,7 @@ import scipy.special
 
 from jaxar.config import ConfigError, parse
 from jaxar.decoding import logits as lg
+from jaxar.decoding import masked
 from jaxar.methods import mdm
 from jaxar.models import bidirectional
 from jaxar.tokenizers.base import Tokens
@@ -97,6 +98,21 @@ def test_the_ancestral_sampler_agrees_in_many_steps_and_not_in_one():
     alone = functools.reduce(np.multiply.outer, [JOINT.sum((1, 2)), JOINT.sum((0, 2)), JOINT.sum((0, 1))]).ravel()
     assert (p_values(ancestral(1), alone) > 1e-4).all()
     assert (p_values(ancestral(1), JOINT.ravel()) < 1e-4).all()
+
+
+def test_the_ancestral_sampler_follows_its_schedule(monkeypatch):
+    seen, at_levels = [], masked.at_levels
+    monkeypatch.setattr(masked, "at_levels", lambda *args: seen.append(args[1]) or at_levels(*args))
+    for schedule in ("linear", "poly2"):
+        options = mdm.Sampling(num_steps=4, schedule=schedule)
+        sampler(method(COND, NULL), options).lower(jax.random.split(jax.random.key(0), 2))
+    np.testing.assert_allclose(seen, [[0.75, 0.5, 0.25, 0], [0.75**2, 0.5**2, 0.25**2, 0]], atol=1e-6)
+
+
+def test_guidance_goes_from_the_null_class_past_the_asked_one():
+    sample = sampler(method(COND, NULL), mdm.Sampling(guidance_scale=2.0))
+    assert (p_values(sample, over_orders(NULL + 2 * (COND - NULL))) > 1e-4).all()
+    assert (p_values(sample, over_orders(COND)) < 1e-4).all()
 
 
 def test_the_network_is_called_once_per_time_at_which_something_changes():

@@ -56,6 +56,42 @@ def test_the_sequence_is_class_then_tokens_and_the_null_class_is_a_mask():
     np.testing.assert_allclose(null, apply(variables(), IDS, KNOWN, jnp.full(2, CLASSES)), rtol=1e-5, atol=1e-5)
 
 
+BEFORE = jnp.array([[True, False, True, False, False, True], [False, True, True, True, False, False]])
+AFTER = BEFORE.at[0, 1].set(True).at[1, 0].set(True)
+MASKED, DUE = jnp.array([[3, 4], [4, 5]]), jnp.array([[3, 4, 1], [4, 5, 0]])
+
+
+@functools.cache
+def masked_logits_with_reuse(num_layers):
+    """Of the masked tokens once a token of each row has become known: from everything, with reuse, and of a wrong twin
+    that keeps keys and values of masks for the new tokens; the largest difference of whole passes."""
+    net, of_all = network(num_layers=num_layers), variables()["params"]
+    layers = jax.tree.map(lambda leaf: leaf[:num_layers], of_all["stack"]["layers"])
+    own = {"params": {**of_all, "stack": {"layers": layers}}}
+
+    @jax.jit
+    def run(own):
+        extend = functools.partial(net.apply, own, method="extend")
+        everywhere = jnp.broadcast_to(jnp.arange(6), IDS.shape)
+        whole, cache = extend(IDS, BEFORE, LABEL, everywhere, net.init_cache(2), True)
+        parts = (extend(IDS, AFTER, LABEL, positions, cache, False)[0][:, :2] for positions in (DUE, MASKED))
+        exact = jnp.take_along_axis(net.apply(own, IDS, AFTER, LABEL), MASKED[..., None], axis=1)
+        return exact, *parts, jnp.abs(whole - net.apply(own, IDS, BEFORE, LABEL)).max()
+
+    return run(own)
+
+
+def test_old_keys_and_values_are_exact_in_one_layer_and_those_of_masks_are_not():
+    exact, reused, twin, whole = masked_logits_with_reuse(1)
+    np.testing.assert_allclose(reused, exact, rtol=1e-5, atol=1e-5)
+    assert np.abs(twin - exact).max() > 0.05 and whole < 1e-5
+
+
+def test_old_keys_and_values_are_an_approximation_in_two_layers():
+    exact, reused, _, whole = masked_logits_with_reuse(2)
+    assert np.abs(reused - exact).max() > 1e-3 and whole < 1e-5
+
+
 def test_layers_recomputed_in_the_backward_pass_change_nothing():
     def loss(net, variables):
         return jnp.sum(net.apply(variables, IDS, KNOWN, LABEL) ** 2)
