@@ -20,7 +20,7 @@ from jaxar.diffusion.process import Process, Schedule, Tables
 from jaxar.methods import _canvas as canvases
 from jaxar.methods import _conditions as conditions
 from jaxar.methods import _denoiser as denoisers
-from jaxar.methods.base import Batch, Cond, LossAux, LossSpec, PlayerSpec, Task
+from jaxar.methods.base import Batch, Cond, LossAux, LossSpec, PlayerSpec, Task, mean_of_valid
 from jaxar.models import dit
 from jaxar.tokenizers.base import Tokens
 from jaxar.typing import Array, Float, Int, Key, Keys, Metrics, Variables
@@ -104,8 +104,7 @@ class Diffusion(denoisers.Denoiser):
         x, cond = self.canvas.read(batch), conditions.of_batch(batch)
         cond = conditions.drop(cond, drop_key, self.config.label_drop, self.num_classes)
         terms = self.terms(variables["model"], x, cond, *self._draw(draw_key, x))
-        valid = batch.get("valid", jnp.ones(len(x)))
-        mean = {name: jnp.sum(values * valid) / jnp.maximum(jnp.sum(valid), 1) for name, values in terms.items()}
+        mean = {name: mean_of_valid(values, batch) for name, values in terms.items()}
         return sum(mean.values()), LossAux(mean)
 
     def evaluate(self, variables: dict[str, Variables], batch: Batch, key: Key) -> Metrics:

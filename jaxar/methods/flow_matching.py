@@ -22,7 +22,7 @@ from jaxar.diffusion import paths, solvers
 from jaxar.methods import _canvas as canvases
 from jaxar.methods import _conditions as conditions
 from jaxar.methods import _denoiser as denoisers
-from jaxar.methods.base import Batch, Cond, LossAux, LossSpec, PlayerSpec, Task
+from jaxar.methods.base import Batch, Cond, LossAux, LossSpec, PlayerSpec, Task, mean_of_valid
 from jaxar.models import dit
 from jaxar.tokenizers.base import Tokens
 from jaxar.typing import Array, Float, Int, Key, Keys, Metrics, Variables
@@ -113,8 +113,7 @@ class FlowMatching(denoisers.Denoiser):
         x, cond = self.canvas.read(batch), conditions.of_batch(batch)
         cond = conditions.drop(cond, drop_key, self.config.label_drop, self.num_classes)
         errors = self.errors(variables["model"], x, cond, *self._draw(draw_key, x))
-        valid = batch.get("valid", jnp.ones(len(x)))
-        return jnp.sum(errors * valid) / jnp.maximum(jnp.sum(valid), 1), LossAux({})
+        return mean_of_valid(errors, batch), LossAux({})
 
     def evaluate(self, variables: dict[str, Variables], batch: Batch, key: Key) -> Metrics:
         """The figure "mse" [b] of the velocity, at random times."""
