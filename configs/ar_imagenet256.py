@@ -8,8 +8,8 @@ encoded ahead of time, of ten crops of each image and their mirror images.
 
 Official weights: LlamaGen's c2i_B_256.pt and c2i_L_256.pt with vq_ds16_c2i.pt. To judge them:
 
-    python -m jaxar.convert --arch=llamagen_c2i --weights=c2i_B_256.pt --tokenizer=vq_ds16_c2i.pt --workdir=DIR
-    python -m jaxar.evaluate --workdir=DIR --reference=REFERENCE.npz --num=50000
+    python -m jaxar.convert --arch=llamagen_b_256 --weights=c2i_B_256.pt --tokenizer=vq_ds16_c2i.pt --workdir=DIR
+    python -m jaxar.evaluate --workdir=DIR --reference=REFERENCE.npz --inception=WEIGHTS --num=50000
 
 Published FID-50K with guidance 2.0, temperature 1 and no top-k or top-p: 5.46 and 3.80 (not repeated here; that the
 network, tokenizer and sampler agree is checked at small sizes).

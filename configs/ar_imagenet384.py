@@ -5,7 +5,7 @@
 Needs a tokenizer in out/vq_imagenet384. The recipe is that of configs/ar_imagenet256.py. Official weights: LlamaGen's
 c2i_L_384.pt, c2i_XL_384.pt, c2i_XXL_384.pt and c2i_3B_384.pt with vq_ds16_c2i.pt. To judge them:
 
-    python -m jaxar.convert --arch=llamagen_c2i --weights=c2i_L_384.pt --tokenizer=vq_ds16_c2i.pt --workdir=DIR
+    python -m jaxar.convert --arch=llamagen_l_384 --weights=c2i_L_384.pt --tokenizer=vq_ds16_c2i.pt --workdir=DIR
     python -m jaxar.sample --workdir=DIR --num=50000 --out=samples.npz
 
 Published FID-50K of samples that were shrunk to 256 pixels: 3.07, 2.62, 2.34 and 2.18 (not repeated here).

@@ -7,8 +7,8 @@ in 64 steps, and anneals the head's from 50 to 5.
 
 Official weights: MAR's checkpoint-last.pth of each size with kl16.ckpt. To judge them:
 
-    python -m jaxar.convert --arch=mar --weights=checkpoint-last.pth --tokenizer=kl16.ckpt --workdir=DIR
-    python -m jaxar.evaluate --workdir=DIR --reference=REFERENCE.npz --num=50000
+    python -m jaxar.convert --arch=mar_base --weights=checkpoint-last.pth --tokenizer=kl16.ckpt --workdir=DIR
+    python -m jaxar.evaluate --workdir=DIR --reference=REFERENCE.npz --inception=WEIGHTS --num=50000
 
 Published FID-50K in 256 steps: 2.31, 1.78 and 1.55 with guidance 2.9, 3.0 and 3.2; 3.48, 2.60 and 2.35 without (not
 repeated here; that the network, tokenizer and sampler agree is checked at small sizes).

@@ -22,7 +22,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "ema": (0.995,),
     }
     config.train = {"num_steps": 3000, "batch_size": 64, "checkpoint_every": 500}
-    config.sample = {"guidance_scale": 1.5, "num_steps": 8}
+    config.sample = {"num_steps": 8, "temperature": 0.9}
     config.eval = {"every": 500, "sample_every": 3000, "reference": "digits", "ema": "0.995"}
     if arg == "smoke":
         config.model.update({"num_layers": 2, "width": 32, "num_heads": 2})

@@ -1,7 +1,7 @@
 """MaskGIT's tokenizer of ImageNet at 256 pixels: 256 tokens out of 1024 codes, 54.5M parameters.
 
 Command: python -m jaxar.train --config=configs/maskgit_vq_imagenet256.py --workdir=DIR --config.data.root=IMAGENET
-Cost: not measured, no accelerator was at hand; the paper does not state the number of steps, so it is LlamaGen's.
+Cost: not timed; the paper does not state the number of steps, so it is LlamaGen's.
 Expected: rFID 2.28 on the validation images (published; not repeated here).
 """
 

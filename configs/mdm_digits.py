@@ -5,27 +5,14 @@
 Needs the tokenizer of configs/vq_digits.py in out/vq_digits.
 """
 
-from common import base, check_argument
+import maskgit_digits
+from common import check_argument
 from ml_collections import ConfigDict
 
 
 def get_config(arg: str = "") -> ConfigDict:
     check_argument(arg, "smoke")
-    config = base()
-    config.data = {"name": "digits"}
-    config.tokenizer = {"from_": "out/vq_digits"}
-    config.model = {"num_layers": 4, "width": 96, "num_heads": 3}
+    config = maskgit_digits.get_config(arg)
     config.method = {"name": "mdm"}
-    config.optim = {
-        "learning_rate": 2e-3,
-        "schedule": {"name": "cosine", "warmup_steps": 100},
-        "ema": (0.995,),
-    }
-    config.train = {"num_steps": 3000, "batch_size": 64, "checkpoint_every": 500}
     config.sample = {"guidance_scale": 1.5, "temperature": 0.9}
-    config.eval = {"every": 500, "sample_every": 3000, "reference": "digits", "ema": "0.995"}
-    if arg == "smoke":
-        config.model.update({"num_layers": 2, "width": 32, "num_heads": 2})
-        config.train.update({"num_steps": 2, "batch_size": 8})
-        config.eval = {}
     return config

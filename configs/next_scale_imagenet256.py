@@ -9,8 +9,8 @@ of d16 here.
 
 Official weights: VAR's var_d16.pth, var_d20.pth, var_d24.pth and var_d30.pth with vae_ch160v4096z32.pth. To judge them:
 
-    python -m jaxar.convert --arch=var --weights=var_d16.pth --tokenizer=vae_ch160v4096z32.pth --workdir=DIR
-    python -m jaxar.evaluate --workdir=DIR --reference=REFERENCE.npz --num=50000
+    python -m jaxar.convert --arch=var_d16 --weights=var_d16.pth --tokenizer=vae_ch160v4096z32.pth --workdir=DIR
+    python -m jaxar.evaluate --workdir=DIR --reference=REFERENCE.npz --inception=WEIGHTS --num=50000
 
 Published FID-50K with guidance 1.5 in VAR's spelling, which is guidance_scale=2.5 here, top-k 900 and top-p 0.96: 3.55,
 2.95, 2.33 and 1.97 (not repeated here; that the network, tokenizer and sampler agree is checked at small sizes).

@@ -6,8 +6,8 @@
 Needs a tokenizer in out/multiscale_vq_imagenet512. The recipe is that of configs/next_scale_imagenet256.py; the
 published one of this size is not known. Official weights: VAR's var_d36.pth with vae_ch160v4096z32.pth. To judge them:
 
-    python -m jaxar.convert --arch=var --weights=var_d36.pth --tokenizer=vae_ch160v4096z32.pth --workdir=DIR
-    python -m jaxar.evaluate --workdir=DIR --reference=REFERENCE.npz --num=50000
+    python -m jaxar.convert --arch=var_d36_s --weights=var_d36.pth --tokenizer=vae_ch160v4096z32.pth --workdir=DIR
+    python -m jaxar.evaluate --workdir=DIR --reference=REFERENCE.npz --inception=WEIGHTS --num=50000
 
 Published FID-50K: 2.63 (not repeated here).
 """

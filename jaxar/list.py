@@ -24,7 +24,8 @@ _HEAD = """\
 "Equals the official code": networks, losses or samples agree with numbers that the official implementation gave for
 small random weights (`tests/golden`, each with source, commit and tolerance). "Own tests": held to formulas and exact
 cases, since there are no such numbers. Besides the tests below, every method is tried through its configuration on
-digits by `tests/conformance`: sharded against one device, resumed against uninterrupted, repeatable samples.
+digits by `tests/conformance`: sharded against one device, resumed against uninterrupted, repeatable samples. For
+methods that differ little from others a part of it runs in the slow suite (`bash launch/test.sh --slow`).
 """
 
 

@@ -1,5 +1,6 @@
 """Eight simulated devices for every test, and one compilation cache for all processes of a run."""
 
+import fcntl
 import os
 import pathlib
 
@@ -25,9 +26,18 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session")
-def tokenizer_run(tmp_path_factory):
-    """The workdir of a tokenizer of digits, trained two steps. Never change it; tests of a group share one."""
-    workdir = tmp_path_factory.mktemp("runs") / "vq"
+def runs(tmp_path_factory):
+    """A folder for the workdirs that all processes of a run of tests share."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "runs"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer_run(runs):
+    """The workdir of a tokenizer of digits, trained two steps. Never change it; all tests share it."""
+    workdir = runs / "vq"
     options = ("--config.optim.ema=(0.5,)", "--config.eval.every=None", "--config.eval.sample_every=None")
     return _trained(workdir, [f"--config={CONFIGS}/vq_digits.py:smoke", f"--workdir={workdir}", *options])
 
@@ -56,5 +66,10 @@ def ar_options(workdir, tokenizer, *options):
 def _trained(workdir, options):
     from jaxar import train
 
-    train.command(options)
+    done = workdir.with_name(f"{workdir.name}.done")
+    with workdir.with_name(f"{workdir.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            train.command(options)
+            done.touch()
     return workdir

@@ -86,7 +86,7 @@ def test_official_arrays_come_out_bit_for_bit(converted, tmp_path):
     same(readers.read(tmp_path / "vae.safetensors"), arrays["vae"])
 
 
-@pytest.fixture(scope="module", params=["mar", "maskgit"])
+@pytest.fixture(scope="module", params=[pytest.param("mar", marks=pytest.mark.slow), "maskgit"])
 def masked_model(request, tmp_path_factory):
     """A workdir of a masked method, made of files as published; its folder, and the official arrays by option."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -176,6 +176,7 @@ def hmar(tmp_path_factory):
     return {option: folder / f"{option}.safetensors" for option in arrays}, arrays, models
 
 
+@pytest.mark.slow
 def test_hmar_samples_with_mask_passes_and_comes_out_bit_for_bit(hmar, tmp_path):
     files, arrays, models = hmar
     convert.convert("hmar", files, tmp_path / "run", models, {})

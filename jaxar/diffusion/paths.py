@@ -49,6 +49,25 @@ def cosine(t: Any) -> Point:
     return Point(cos, sin, -angle * sin, angle * cos)
 
 
+def tabulated(alphas: Float[np.ndarray, "n"]) -> Path:
+    """The path of constant variance through a process of n steps: alpha(i / n) = alphas[i - 1], alpha(0) = 1.
+
+    Between the steps the angle whose cosine is alpha is linear in time.
+    """
+    angles = np.arccos(np.concatenate([[1.0], alphas]))
+    steps = len(alphas)
+
+    def path(t: Any) -> Point:
+        xp = np if isinstance(t, np.ndarray) else jnp
+        last = xp.clip(xp.ceil(t * steps).astype(int), 1, steps)
+        slope = xp.asarray(np.diff(angles))[last - 1]
+        angle = xp.asarray(angles)[last] + slope * (t * steps - last)
+        cos, sin = xp.cos(angle), xp.sin(angle)
+        return Point(cos, sin, -steps * slope * sin, steps * slope * cos)
+
+    return path
+
+
 PATHS: dict[str, Path] = {"linear": linear, "cosine": cosine}
 
 

@@ -156,12 +156,6 @@ def mean_over(values: Float[Array, "b n"], marked: Bool[Array, "b n"]) -> Float[
     return jnp.sum(jnp.where(marked, values, 0), axis=1) / jnp.sum(marked, axis=1)
 
 
-def mean_of_valid(values: Float[Array, "b"], batch: Batch) -> Float[Array, ""]:
-    """Mean over the samples whose "valid" entry is not False."""
-    valid = batch.get("valid", jnp.ones(values.shape)).astype(values.dtype)
-    return jnp.sum(values * valid) / jnp.maximum(jnp.sum(valid), 1)
-
-
 def network(method: str, model: bidirectional.Sizes, task: Task) -> bidirectional.BidirectionalTransformer:
     """The network for the discrete raster tokens of a task, conditional on the class.
 

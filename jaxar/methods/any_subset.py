@@ -21,14 +21,15 @@ from jaxar.config import ConfigError
 from jaxar.decoding import any_subset as decoding
 from jaxar.decoding import logits as lg
 from jaxar.methods import _conditions as conditions
-from jaxar.methods._masked_tokens import mean_of_valid, mean_over, random_positions
-from jaxar.methods.base import Batch, Cond, LossAux, LossSpec, Method, PlayerSpec, Task
+from jaxar.methods._masked_tokens import mean_over, random_positions
+from jaxar.methods.base import Batch, Cond, LossAux, LossSpec, Method, PlayerSpec, Task, mean_of_valid
 from jaxar.models import any_subset
 from jaxar.nn.layers import cast_weights
+from jaxar.nn.transformer import TransformerSizes
 from jaxar.tokenizers.base import Tokens
 from jaxar.typing import Array, Bool, Float, Int, Key, Keys, Metrics, Variables
 
-Model = any_subset.Sizes
+Model = TransformerSizes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ from jaxar.config import ConfigError
 from jaxar.decoding import ar
 from jaxar.decoding import logits as lg
 from jaxar.methods import _conditions as conditions
-from jaxar.methods.base import Batch, Cond, LossAux, LossSpec, Method, PlayerSpec, Task
+from jaxar.methods.base import Batch, Cond, LossAux, LossSpec, Method, PlayerSpec, Task, mean_of_valid
 from jaxar.models import causal
 from jaxar.nn.cache import KVCache
 from jaxar.nn.layers import cast_weights
@@ -89,8 +89,7 @@ class AR(Method):
         cond = conditions.drop(conditions.of_batch(batch), drop_key, self.config.label_drop, net.num_classes)
         logits = net.apply(variables["model"], batch["ids"], cond, deterministic=False, rngs={"dropout": dropout_key})
         nll = optax.softmax_cross_entropy_with_integer_labels(logits, batch["ids"]).mean(axis=1)
-        valid = batch.get("valid", jnp.ones(nll.shape)).astype(nll.dtype)
-        return jnp.sum(nll * valid) / jnp.maximum(jnp.sum(valid), 1), LossAux({})
+        return mean_of_valid(nll, batch), LossAux({})
 
     def evaluate(self, variables: dict[str, Variables], batch: Batch, key: Key) -> Metrics:
         """Figures [b]: `bits_per_token`, and `accuracy`, the share of tokens whose largest logit is right."""

@@ -15,12 +15,20 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
+import jax.numpy as jnp
+
 from jaxar.config import ConfigError
 from jaxar.tokenizers.base import ImageSpec, Tokenizer, Tokens, TokenSpec
 from jaxar.typing import Array, Bool, Float, Int, Key, Keys, Metrics, Params, Variables
 
 Batch = dict[str, Array]
 Cond = dict[str, Array]  # "label": Int[b], and for text-conditional models "text": Float[b t e], "text_mask": Bool[b t]
+
+
+def mean_of_valid(values: Float[Array, "b"], batch: Batch) -> Float[Array, ""]:
+    """Mean over the samples whose "valid" entry is not False."""
+    valid = batch.get("valid", jnp.ones(values.shape)).astype(values.dtype)
+    return jnp.sum(values * valid) / jnp.maximum(jnp.sum(valid), 1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxar.diffusion import ddpm, solvers
+from jaxar.diffusion import ddpm, paths, solvers
 from jaxar.diffusion.process import Process, Schedule, Tables
 from jaxar.methods import _canvas as canvases
 from jaxar.methods import _conditions as conditions
-from jaxar.methods.base import Batch, Cond, LossAux, LossSpec, Method, PlayerSpec, Task
+from jaxar.methods import _denoiser as denoisers
+from jaxar.methods.base import Batch, Cond, LossAux, LossSpec, PlayerSpec, Task, mean_of_valid
 from jaxar.models import dit
 from jaxar.tokenizers.base import Tokens
 from jaxar.typing import Array, Float, Int, Key, Keys, Metrics, Variables
@@ -66,12 +67,25 @@ class Sampling(canvases.Guidance):
 
 
 @dataclasses.dataclass(frozen=True)
-class Diffusion(Method):
+class Diffusion(denoisers.Denoiser):
     """One network, one loss."""
 
     network: dit.DiT
     canvas: canvases.Canvas
     config: Config
+
+    @property
+    def path(self) -> paths.Path:
+        """Time i / n is that of step i - 1 of n."""
+        return paths.tabulated(self.config.process.tables.sqrt_alphas_cumprod)
+
+    @property
+    def times(self) -> tuple[float, float]:
+        return 1 / self.config.base_steps, 1.0
+
+    @property
+    def num_classes(self) -> int:
+        return self.network.num_classes
 
     def players(self) -> dict[str, PlayerSpec]:
         return {"model": PlayerSpec()}
@@ -88,10 +102,9 @@ class Diffusion(Method):
         """Mean of both terms; samples whose "valid" entry is False do not count."""
         drop_key, draw_key = jax.random.split(key)
         x, cond = self.canvas.read(batch), conditions.of_batch(batch)
-        cond = conditions.drop(cond, drop_key, self.config.label_drop, self.network.num_classes)
+        cond = conditions.drop(cond, drop_key, self.config.label_drop, self.num_classes)
         terms = self.terms(variables["model"], x, cond, *self._draw(draw_key, x))
-        valid = batch.get("valid", jnp.ones(len(x)))
-        mean = {name: jnp.sum(values * valid) / jnp.maximum(jnp.sum(valid), 1) for name, values in terms.items()}
+        mean = {name: mean_of_valid(values, batch) for name, values in terms.items()}
         return sum(mean.values()), LossAux(mean)
 
     def evaluate(self, variables: dict[str, Variables], batch: Batch, key: Key) -> Metrics:
@@ -114,6 +127,12 @@ class Diffusion(Method):
 
     def _predict(self, model: Variables, x: Array, t: Array, labels: Array) -> Float[Array, "b h w 2*c"]:
         return self.network.apply(model, x, t.astype(jnp.float32), labels)
+
+    def denoise(
+        self, model: Variables, x: Float[Array, "b h w c"], t: Float[Array, "b"], labels: Int[Array, "b"]
+    ) -> Float[Array, "b h w c"]:
+        noise = self._predict(model, x, t * self.config.base_steps - 1, labels)[..., : self.canvas.shape[-1]]
+        return paths.convert(self.path(t), x, noise, "noise", "denoised")
 
     def sample(self, variables: dict[str, Variables], cond: Cond, keys: Keys, options: Sampling) -> Tokens:
         shape, tables = self.canvas.shape, self._shortened(options).tables
@@ -140,7 +159,7 @@ class Diffusion(Method):
         def network(x: Array, t: Array, labels: Array) -> Array:
             return self._predict(model, x, t, labels)
 
-        return canvases.guided(network, cond, self.network.num_classes, options, self.config.base_steps, channels)
+        return canvases.guided(network, cond, self.num_classes, options, self.config.base_steps, channels)
 
     def network_calls(self, options: Sampling) -> int:
         return self._shortened(options).num_steps

@@ -21,7 +21,8 @@ from jaxar.config import ConfigError
 from jaxar.diffusion import paths, solvers
 from jaxar.methods import _canvas as canvases
 from jaxar.methods import _conditions as conditions
-from jaxar.methods.base import Batch, Cond, LossAux, LossSpec, Method, PlayerSpec, Task
+from jaxar.methods import _denoiser as denoisers
+from jaxar.methods.base import Batch, Cond, LossAux, LossSpec, PlayerSpec, Task, mean_of_valid
 from jaxar.models import dit
 from jaxar.tokenizers.base import Tokens
 from jaxar.typing import Array, Float, Int, Key, Keys, Metrics, Variables
@@ -80,7 +81,7 @@ class Sampling(canvases.Guidance):
 
 
 @dataclasses.dataclass(frozen=True)
-class FlowMatching(Method):
+class FlowMatching(denoisers.Denoiser):
     """One network, one loss."""
 
     network: dit.DiT
@@ -90,6 +91,10 @@ class FlowMatching(Method):
     @property
     def path(self) -> paths.Path:
         return paths.PATHS[self.config.path]
+
+    @property
+    def num_classes(self) -> int:
+        return self.network.num_classes
 
     def players(self) -> dict[str, PlayerSpec]:
         return {"model": PlayerSpec()}
@@ -106,10 +111,9 @@ class FlowMatching(Method):
         """Mean squared error of the velocity; samples whose "valid" entry is False do not count."""
         drop_key, draw_key = jax.random.split(key)
         x, cond = self.canvas.read(batch), conditions.of_batch(batch)
-        cond = conditions.drop(cond, drop_key, self.config.label_drop, self.network.num_classes)
+        cond = conditions.drop(cond, drop_key, self.config.label_drop, self.num_classes)
         errors = self.errors(variables["model"], x, cond, *self._draw(draw_key, x))
-        valid = batch.get("valid", jnp.ones(len(x)))
-        return jnp.sum(errors * valid) / jnp.maximum(jnp.sum(valid), 1), LossAux({})
+        return mean_of_valid(errors, batch), LossAux({})
 
     def evaluate(self, variables: dict[str, Variables], batch: Batch, key: Key) -> Metrics:
         """The figure "mse" [b] of the velocity, at random times."""
@@ -134,6 +138,11 @@ class FlowMatching(Method):
         """The predicted velocity, from data to noise."""
         return -self.network.apply(model, x, 1 - t, labels)[..., : self.canvas.shape[-1]]
 
+    def denoise(
+        self, model: Variables, x: Float[Array, "b h w c"], t: Float[Array, "b"], labels: Int[Array, "b"]
+    ) -> Float[Array, "b h w c"]:
+        return paths.convert(self.path(t), x, self.velocity(model, x, t, labels), "velocity", "denoised")
+
     def sample(self, variables: dict[str, Variables], cond: Cond, keys: Keys, options: Sampling) -> Tokens:
         velocity = self.predict(variables["model"], cond, options)
 
@@ -152,7 +161,7 @@ class FlowMatching(Method):
         def network(x: Array, t: Array, labels: Array) -> Array:
             return self.velocity(model, x, t, labels)
 
-        return canvases.guided(network, cond, self.network.num_classes, options)
+        return canvases.guided(network, cond, self.num_classes, options)
 
     def network_calls(self, options: Sampling) -> int:
         return options.table(self.path).num_calls

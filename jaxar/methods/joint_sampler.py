@@ -23,8 +23,8 @@ from jaxar.config import ConfigError
 from jaxar.decoding import logits as lg
 from jaxar.decoding import mask_schedules, masked
 from jaxar.methods import _conditions as conditions
-from jaxar.methods._masked_tokens import MaskedTokens, mean_of_valid, mean_over, random_positions
-from jaxar.methods.base import Batch, Cond, LossAux, LossSpec, Method, PlayerSpec, Task
+from jaxar.methods._masked_tokens import MaskedTokens, mean_over, random_positions
+from jaxar.methods.base import Batch, Cond, LossAux, LossSpec, Method, PlayerSpec, Task, mean_of_valid
 from jaxar.models import joint_layer
 from jaxar.tokenizers.base import Tokens
 from jaxar.typing import Array, Bool, Float, Int, Key, Keys, Metrics, Variables

@@ -26,9 +26,9 @@ from jaxar.decoding import logits as lg
 from jaxar.decoding import mask_schedules, masked
 from jaxar.diffusion import masking
 from jaxar.methods import _conditions as conditions
-from jaxar.methods._masked_tokens import MaskedTokens, mean_of_valid, network, random_positions
+from jaxar.methods._masked_tokens import MaskedTokens, network, random_positions
 from jaxar.methods._masked_tokens import Sampling as CommonSampling
-from jaxar.methods.base import Batch, Cond, LossAux, LossSpec, Task
+from jaxar.methods.base import Batch, Cond, LossAux, LossSpec, Task, mean_of_valid
 from jaxar.models import bidirectional
 from jaxar.tokenizers.base import Tokens
 from jaxar.typing import Array, Bool, Float, Int, Key, Keys, Variables

@@ -11,60 +11,14 @@ Ermon, Reviving Any-Subset Autoregressive Models with Principled Parallel Sampli
 Differences: absolute positions, pre-norm blocks, a class token; a query also sees itself.
 """
 
-import dataclasses
-from typing import Literal
-
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxar.config import ConfigError
 from jaxar.kernels.mask import DynamicRanges
 from jaxar.nn.layers import Embedding, Head, LayerNorm, normal
-from jaxar.nn.transformer import BlockSpec, Remat, Stack
+from jaxar.nn.transformer import Stack, TransformerSizes
 from jaxar.partition import logical
 from jaxar.typing import Array, Float, Int, typechecked
-
-
-@dataclasses.dataclass(frozen=True)
-class Sizes:
-    """The network's size and how it is computed; the section `model` of an any-subset configuration.
-
-    Attributes:
-      mlp_ratio: width inside the feed-forward layers, relative to `width`.
-      dropout: on embedded tokens and on both branches of a block.
-      remat: what the backward pass recomputes.
-      dtype, param_dtype: of computation and of storage.
-    """
-
-    num_layers: int = 12
-    width: int = 768
-    num_heads: int = 12
-    mlp_ratio: float = 4.0
-    dropout: float = 0.1
-    remat: Remat = "none"
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    param_dtype: Literal["float32", "bfloat16"] = "float32"
-
-    def __post_init__(self):
-        if self.width % self.num_heads:
-            raise ConfigError(
-                f"model.width={self.width} is not divisible by num_heads={self.num_heads}; "
-                f"use width={self.num_heads * max(1, self.width // self.num_heads)}"
-            )
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"model.dropout={self.dropout} must lie in [0, 1)")
-
-    def block(self) -> BlockSpec:
-        return BlockSpec(
-            num_heads=self.num_heads,
-            head_dim=self.width // self.num_heads,
-            hidden=round(self.width * self.mlp_ratio),
-            bias="qkv",
-            out_bias=True,
-            dropout=self.dropout,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-        )
 
 
 class AnySubsetTransformer(nn.Module):
@@ -75,7 +29,7 @@ class AnySubsetTransformer(nn.Module):
       num_classes: labels are below it; `num_classes` itself is the null class.
     """
 
-    sizes: Sizes
+    sizes: TransformerSizes
     vocab_size: int
     grid: tuple[int, int]
     num_classes: int

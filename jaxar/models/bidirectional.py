@@ -8,16 +8,14 @@ Reference: Chang et al., MaskGIT: Masked Generative Image Transformer, 2022, Sec
 """
 
 import dataclasses
-from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxar.config import ConfigError
 from jaxar.nn import cache as kv
 from jaxar.nn.attention import Attention
 from jaxar.nn.layers import ACTIVATIONS, MLP, Embedding, Init, LayerNorm
-from jaxar.nn.transformer import BlockSpec, LayerInputs, Remat, Shared, scan_layers
+from jaxar.nn.transformer import BlockSpec, LayerInputs, Remat, Shared, TransformerSizes, scan_layers
 from jaxar.partition import constrain, logical
 from jaxar.typing import Array, Bool, Float, Int
 
@@ -26,48 +24,14 @@ INIT: Init = nn.initializers.truncated_normal(0.02)
 
 
 @dataclasses.dataclass(frozen=True)
-class Sizes:
-    """The network's size and how it is computed; the section `model` of a MaskGIT configuration.
-
-    Attributes:
-      mlp_ratio: width inside the feed-forward layers, relative to `width`.
-      dropout: on embedded tokens and on both branches of a block; the published code also drops attention weights.
-      remat: what the backward pass recomputes.
-      dtype, param_dtype: of computation and of storage.
-    """
+class Sizes(TransformerSizes):
+    """The section `model` of a MaskGIT configuration. The published code also drops attention weights."""
 
     num_layers: int = 24
-    width: int = 768
     num_heads: int = 16
-    mlp_ratio: float = 4.0
-    dropout: float = 0.1
-    remat: Remat = "none"
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    param_dtype: Literal["float32", "bfloat16"] = "float32"
-
-    def __post_init__(self):
-        if self.width % self.num_heads:
-            raise ConfigError(
-                f"model.width={self.width} is not divisible by num_heads={self.num_heads}; "
-                f"use width={self.num_heads * max(1, self.width // self.num_heads)}"
-            )
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"model.dropout={self.dropout} must lie in [0, 1)")
 
     def block(self) -> BlockSpec:
-        return BlockSpec(
-            num_heads=self.num_heads,
-            head_dim=self.width // self.num_heads,
-            hidden=round(self.width * self.mlp_ratio),
-            norm_eps=NORM_EPS,
-            bias="qkv",
-            out_bias=True,
-            dropout=self.dropout,
-            init=INIT,
-            out_init=INIT,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-        )
+        return dataclasses.replace(super().block(), norm_eps=NORM_EPS, init=INIT, out_init=INIT)
 
 
 class PostNormBlock(nn.Module):

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxar.config import ConfigError
 from jaxar.kernels.mask import DynamicRanges, MaskSpec
 from jaxar.nn.attention import Attention
 from jaxar.nn.cache import Cache
@@ -56,6 +57,48 @@ class BlockSpec:
     out_init: Init = DEFAULT_INIT
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerSizes:
+    """The network's size and how it is computed; the section `model` of a configuration.
+
+    Attributes:
+      mlp_ratio: width inside the feed-forward layers, relative to `width`.
+      dropout: on embedded tokens and on both branches of a block.
+      remat: what the backward pass recomputes.
+      dtype, param_dtype: of computation and of storage.
+    """
+
+    num_layers: int = 12
+    width: int = 768
+    num_heads: int = 12
+    mlp_ratio: float = 4.0
+    dropout: float = 0.1
+    remat: Remat = "none"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    param_dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        if self.width % self.num_heads:
+            raise ConfigError(
+                f"model.width={self.width} is not divisible by num_heads={self.num_heads}; "
+                f"use width={self.num_heads * max(1, self.width // self.num_heads)}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"model.dropout={self.dropout} must lie in [0, 1)")
+
+    def block(self) -> BlockSpec:
+        return BlockSpec(
+            num_heads=self.num_heads,
+            head_dim=self.width // self.num_heads,
+            hidden=round(self.width * self.mlp_ratio),
+            bias="qkv",
+            out_bias=True,
+            dropout=self.dropout,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+        )
 
 
 class LayerInputs(NamedTuple):

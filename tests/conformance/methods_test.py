@@ -13,16 +13,9 @@ from jaxar.partition import single_device_mesh
 from jaxar.train_step import train_step
 from tests.conformance import cases
 
-# Configurations that share their method, or most of its code, with another one, for the slow suite.
-TWINS = (
-    "any_subset_digits",
-    "diffusion_digits",
-    "hmar_digits",
-    "joint_sampler_digits",
-    "kl_digits",
-    "multiscale_vq_digits",
-)
-NAMES = [pytest.param(n, marks=pytest.mark.slow if n in TWINS else ()) for n in cases.digits_configs()]
+# One configuration of each kind; all others are tried in the slow suite.
+REPRESENTATIVES = (*cases.ALWAYS, "flow_digits", "mar_digits", "maskgit_digits", "vq_digits")
+NAMES = [pytest.param(n, marks=() if n in REPRESENTATIVES else pytest.mark.slow) for n in cases.digits_configs()]
 STEPS = 40
 
 

@@ -9,9 +9,10 @@ from jaxar.diffusion import paths
 
 MEAN, STD = 0.7, 0.4
 KINDS = ("denoised", "noise", "velocity", "score")
+ALL = {**paths.PATHS, "tabulated": paths.tabulated(np.array([0.9, 0.6, 0.5, 0.0]))}
 
 
-@pytest.mark.parametrize("path", paths.PATHS.values(), ids=paths.PATHS)
+@pytest.mark.parametrize("path", ALL.values(), ids=ALL)
 def test_slopes_are_derivatives_and_both_ends_are_data_and_noise(path):
     t = jnp.linspace(0.05, 0.95, 7)
     point, slope = jax.jit(lambda t: jax.jvp(path, (t,), (jnp.ones_like(t),)))(t)

@@ -31,9 +31,13 @@ def known():
     return [name for name, meta in described.items() if meta.get("family") in families]
 
 
+# Fixtures that differ from another one by an option or two, and the whole Inception network, which compiles for most of
+# a minute; tests/models/inception_test.py has its beginning.
+SLOW = ("inception_fid", "llamagen_t2i_d2", "mar_diffloss", "var_d2_nol2_sharedaln", "var_d2_sharedaln")
+
+
 def marked(name):
-    """The whole Inception network compiles for most of a minute; tests/models/inception_test.py has its beginning."""
-    return pytest.param(name, marks=pytest.mark.slow) if name == "inception_fid" else name
+    return pytest.param(name, marks=pytest.mark.slow if name in SLOW else ())
 
 
 @pytest.mark.parametrize("name", [marked(name) for name in known()])

@@ -97,6 +97,7 @@ def test_samples_of_the_network_follow_its_density_in_fewer_calls():
     assert calls.mean() < LENGTH and calls.max() == METHOD.network_calls(any_subset.Sampling(draft=3))
 
 
+@pytest.mark.slow
 def test_completions_of_the_network_follow_its_conditional_density():
     def sample(keys):
         known = jnp.broadcast_to(jnp.array([False, True, False]), (len(keys), LENGTH))
@@ -114,13 +115,15 @@ def test_guidance_follows_the_ranks():
     options = any_subset.Sampling(draft=3, greedy=True, guidance_scale=4.0, guidance_schedule="linear")
     ids, zeros = np.zeros((2, LENGTH), np.int32), jnp.zeros((2, LENGTH), jnp.int32)
     label = jnp.array([1, 2])  # the class, then the null class
+    both = jax.jit(METHOD.network.apply)
     for rank in range(LENGTH):
         at = jnp.full((2, 1), rank)
         order = jnp.broadcast_to(jnp.arange(LENGTH), ids.shape)
-        given, null = METHOD.network.apply(MODEL, jnp.asarray(ids), order, zeros[:, 0], at, at, label)[:, 0]
+        given, null = both(MODEL, jnp.asarray(ids), order, zeros[:, 0], at, at, label)[:, 0]
         ids[:, rank] = np.argmax(null + (1.0 + 1.5 * rank) * (given - null))
     cond, keys = {"label": jnp.ones(2, jnp.int32)}, jax.random.split(jax.random.key(0), 2)
-    np.testing.assert_array_equal(METHOD.sample(VARIABLES, cond, keys, options).ids, ids)
+    sample = jax.jit(lambda keys: METHOD.sample(VARIABLES, cond, keys, options).ids)
+    np.testing.assert_array_equal(sample(keys), ids)
 
 
 def test_training_hides_everything_of_some_samples_and_at_least_the_given_share_of_others():
@@ -136,7 +139,7 @@ def test_the_loss_is_the_mean_over_hidden_tokens_of_valid_samples():
     ids = jnp.asarray(SEQUENCES[5:8])
     batch = {"ids": ids, "label": jnp.ones(3, jnp.int32), "valid": jnp.array([True, False, True])}
     method = any_subset.AnySubset(METHOD.network, any_subset.Config(label_drop=0.0))
-    loss, _ = method.loss(VARIABLES, batch, jax.random.key(2), 0)
+    loss, _ = jax.jit(method.loss)(VARIABLES, batch, jax.random.key(2), 0)
     hidden = method.hide(jax.random.split(jax.random.key(2), 3)[0], 3)
     each = np.asarray(token_nll(ids, ~hidden)).sum(axis=1) / np.asarray(hidden).sum(axis=1)
     np.testing.assert_allclose(loss, each[::2].mean(), rtol=1e-5)
@@ -144,7 +147,7 @@ def test_the_loss_is_the_mean_over_hidden_tokens_of_valid_samples():
 
 def test_validation_gives_the_exact_figure_of_whole_images():
     batch = {"ids": jnp.asarray(SEQUENCES), "label": jnp.ones(27, jnp.int32)}
-    figures = METHOD.evaluate(VARIABLES, batch, jax.random.key(0))
+    figures = jax.jit(METHOD.evaluate)(VARIABLES, batch, jax.random.key(0))
     np.testing.assert_allclose(figures["bits_per_token"], -np.log2(law()) / LENGTH, rtol=1e-4)
     assert figures["half_bits_per_token"].shape == (27,)
 
@@ -153,7 +156,8 @@ def test_completion_is_what_the_method_offers():
     known = jnp.arange(LENGTH) == jnp.array([0, 1])[:, None]
     cond, keys = {"label": jnp.ones(2, jnp.int32)}, jax.random.split(jax.random.key(0), 2)
     tokens = Tokens(ids=jnp.full((2, LENGTH), 2))
-    ids = METHOD.complete(VARIABLES, tokens, known, cond, keys, any_subset.Sampling(draft=3)).ids
+    options = any_subset.Sampling(draft=3)
+    ids = jax.jit(lambda known: METHOD.complete(VARIABLES, tokens, known, cond, keys, options).ids)(known)
     np.testing.assert_array_equal(ids, sampler(3)(keys, tokens.ids, known)[0])
     assert (ids[jnp.array([0, 1]), jnp.array([0, 1])] == 2).all()
 

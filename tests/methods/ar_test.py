@@ -62,7 +62,7 @@ def test_loss_and_figures_are_the_mean_log_likelihood():
     method = build(label_drop=0.0)
     loss, _ = jax.jit(method.loss)(VARIABLES, BATCH, jax.random.key(0), jnp.int32(0))
     figures = jax.jit(method.evaluate)(VARIABLES, BATCH, jax.random.key(0))
-    logits = np.asarray(method.network.apply(VARIABLES["model"], BATCH["ids"], LABEL), np.float64)
+    logits = np.asarray(jax.jit(method.network.apply)(VARIABLES["model"], BATCH["ids"], LABEL), np.float64)
     log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     picked = np.take_along_axis(log_probs, np.asarray(BATCH["ids"])[..., None], axis=-1)[..., 0]
     np.testing.assert_allclose(loss, -picked.mean(), rtol=1e-5)

@@ -28,10 +28,12 @@ class Exact:
     def apply(self, variables, x, t, labels):
         tables = CONFIG.process.tables
         signal, low, high = (
-            jnp.asarray(values, jnp.float32)[t.astype(jnp.int32)][:, None, None, None]
+            jnp.asarray(values, jnp.float32)[jnp.round(t).astype(int)][:, None, None, None]
             for values in (tables.alphas_cumprod, tables.posterior_log_variance_clipped, tables.log_betas)
         )
-        coefficient = jnp.asarray(tables.posterior_mean_coef1, jnp.float32)[t.astype(jnp.int32)][:, None, None, None]
+        coefficient = jnp.asarray(tables.posterior_mean_coef1, jnp.float32)[jnp.round(t).astype(int)][
+            :, None, None, None
+        ]
         total = signal * STD**2 + 1 - signal
         eps = jnp.sqrt(1 - signal) * (x - jnp.sqrt(signal) * MEAN) / total
         exact = jnp.log(jnp.exp(low) + coefficient**2 * (1 - signal) * STD**2 / total)
@@ -65,6 +67,16 @@ def test_deterministic_samples_are_quantiles_of_their_noise(solver, error):
     """The process ends a little short of noise, by what its last level keeps of the mean."""
     left = np.sqrt(CONFIG.process.tables.alphas_cumprod[-1])
     np.testing.assert_allclose(samples(solver, "100"), MEAN + STD * (starts() - left * MEAN), atol=error)
+
+
+def test_denoises_at_the_times_of_its_path():
+    steps = np.array([0, 57, 199])
+    x, t = jnp.array([[0.3, 0.1], [-1.0, 0], [2.0, 1.5]])[:, None, None], jnp.asarray((steps + 1) / 200, jnp.float32)
+    found = jax.jit(lambda x, t: METHOD.denoise({}, x, t, jnp.zeros(3, int)))(x, t)
+    signal = CONFIG.process.tables.alphas_cumprod[steps, None]
+    expected = MEAN + np.sqrt(signal) * STD**2 / (signal * STD**2 + 1 - signal) * (x[:, 0, 0] - np.sqrt(signal) * MEAN)
+    np.testing.assert_allclose(found[:, 0, 0], expected, atol=2e-4)
+    np.testing.assert_allclose(METHOD.path((steps + 1) / 200).alpha, np.sqrt(signal[:, 0]), rtol=1e-12)
 
 
 def test_ddim_takes_the_steps_of_the_process():

@@ -45,7 +45,7 @@ METHOD = hmar.build(hmar.Config(label_drop=0.0, refiner_layers=1, refine_start=7
 
 @functools.cache
 def variables():
-    shapes = {**METHOD.init(jax.random.key(0)), "tokenizer": TOKENIZER.init(jax.random.key(1))}
+    shapes = jax.eval_shape(lambda key: {**METHOD.init(key), "tokenizer": TOKENIZER.init(key)}, jax.random.key(0))
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda leaf: jnp.asarray(0.6 * rng.normal(size=leaf.shape), jnp.float32), nn.meta.unbox(shapes))
 

@@ -12,7 +12,7 @@ def normal(*shape, seed=0):
 
 def init(module, *args):
     return jax.tree.map(
-        lambda x: x.unbox(), module.init(jax.random.key(0), *args), is_leaf=lambda x: hasattr(x, "unbox")
+        lambda x: x.unbox(), jax.jit(module.init)(jax.random.key(0), *args), is_leaf=lambda x: hasattr(x, "unbox")
     )
 
 

@@ -1,15 +1,57 @@
-"""Codes that are signs: ids of bits, and entropies of independent bits."""
+"""Codes that are signs: what their quantizers share, ids of bits, and entropies of independent bits."""
 
-from typing import NamedTuple
+import dataclasses
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxar.config import ConfigError
-from jaxar.typing import Array, Bool, Float, Int, typechecked
+from jaxar.tokenizers._code_use import CodeGuard
+from jaxar.tokenizers._quantizers.base import UNGUARDED
+from jaxar.typing import Array, Bool, Float, Int, Key, Variables, typechecked
 
 _TINY = 1e-30
+
+
+@dataclasses.dataclass(frozen=True)
+class Signs:
+    """Codes in {-1, 1}^channels up to their length, without parameters; 0 counts as negative.
+
+    Attributes:
+      channels: bits of an id.
+      beta: weight of the commitment loss.
+      entropy_weight: of the entropy of a feature's codes minus `diversity` times that of all features' codes, 0 for
+        none.
+      group: bits whose joint law is enumerated for the second entropy; divides `channels`.
+    """
+
+    channels: int = 18
+    beta: float = 0.25
+    entropy_weight: float = 0.1
+    diversity: float = 1.0
+    group: int = 9
+    codebook_weight: ClassVar[float] = 0.0
+    guard: ClassVar[CodeGuard] = UNGUARDED
+
+    def __post_init__(self):
+        if not 1 <= self.channels <= 30:
+            raise ConfigError(f"tokenizer.quantizer.channels={self.channels} must lie in 1..30: each is a bit of an id")
+        if self.group < 1 or self.channels % self.group:
+            raise ConfigError(
+                f"tokenizer.quantizer.group={self.group} must divide tokenizer.quantizer.channels={self.channels}"
+            )
+
+    @property
+    def vocab_size(self) -> int:
+        return 1 << self.channels
+
+    def init(self, key: Key) -> Variables:
+        return {"params": {}}
+
+    def choose(self, variables: Variables, bounded: Float[Array, "*n c"]) -> Int[Array, "*n"]:
+        return to_ids(bounded > 0)
 
 
 @typechecked
@@ -53,11 +95,3 @@ def entropies(logits: Float[Array, "*n c"], group: int) -> Entropies:
     # Codes that no feature is near have probability 0 in float32, where the entropy's slope is infinite.
     mean = jnp.maximum(jnp.mean(jnp.exp(of_codes), axis=0), _TINY)
     return Entropies(sample.mean(), jnp.sum(jax.scipy.special.entr(mean)))
-
-
-def check(channels: int, group: int) -> None:
-    """Refuses ids that int32 cannot hold, and groups that do not divide the bits."""
-    if not 1 <= channels <= 30:
-        raise ConfigError(f"tokenizer.quantizer.channels={channels} must lie in 1..30: each is a bit of an id")
-    if group < 1 or channels % group:
-        raise ConfigError(f"tokenizer.quantizer.group={group} must divide tokenizer.quantizer.channels={channels}")

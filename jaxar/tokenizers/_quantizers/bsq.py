@@ -5,56 +5,34 @@ Reference: Zhao et al., Image and Video Tokenization with Binary Spherical Quant
 
 import dataclasses
 import math
-from typing import ClassVar, Literal
+from typing import Literal
 
 from jaxar.config import ConfigError
 from jaxar.nn import quantize
-from jaxar.tokenizers._code_use import CodeGuard
 from jaxar.tokenizers._quantizers import _bits
-from jaxar.tokenizers._quantizers.base import UNGUARDED
-from jaxar.typing import Array, Float, Int, Key, Metrics, Variables
+from jaxar.typing import Array, Float, Int, Metrics, Variables
 
 
 @dataclasses.dataclass(frozen=True)
-class BSQ:
-    """Codes in {-1, 1}^channels / sqrt(channels); 0 counts as negative.
+class BSQ(_bits.Signs):
+    """Codes in {-1, 1}^channels / sqrt(channels); options as in `_bits.Signs`.
 
     Attributes:
-      channels: bits of an id.
-      beta: weight of a commitment loss; the distance is bounded by itself.
-      entropy_weight: of the entropy of a feature's codes minus `diversity` times that of all features' codes, in units
-        of `sharpness`, 0 for none.
-      sharpness: tau in the law of codes, softmax(2 tau feature . code).
-      group: bits whose joint law is enumerated for the second entropy; divides `channels`.
+      beta: by default 0, the distance is bounded by itself.
+      sharpness: tau in the law of codes, softmax(2 tau feature . code); the entropies are in units of it.
     """
 
     name: Literal["bsq"] = "bsq"
-    channels: int = 18
     beta: float = 0.0
-    entropy_weight: float = 0.1
-    diversity: float = 1.0
     sharpness: float = 100.0
-    group: int = 9
-    codebook_weight: ClassVar[float] = 0.0
-    guard: ClassVar[CodeGuard] = UNGUARDED
 
     def __post_init__(self):
-        _bits.check(self.channels, self.group)
+        super().__post_init__()
         if self.sharpness <= 0:
             raise ConfigError(f"tokenizer.quantizer.sharpness={self.sharpness} must be positive")
 
-    @property
-    def vocab_size(self) -> int:
-        return 1 << self.channels
-
-    def init(self, key: Key) -> Variables:
-        return {"params": {}}
-
     def bound(self, features: Float[Array, "*n c"]) -> Float[Array, "*n c"]:
         return quantize.l2_normalize(features)
-
-    def choose(self, variables: Variables, bounded: Float[Array, "*n c"]) -> Int[Array, "*n"]:
-        return _bits.to_ids(bounded > 0)
 
     def codes(self, variables: Variables, ids: Int[Array, "*n"]) -> Float[Array, "*n c"]:
         return _bits.signs(ids, self.channels) / math.sqrt(self.channels)

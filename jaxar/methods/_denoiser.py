@@ -1,0 +1,94 @@
+"""Diffusion models as distillation sees them: the expectation of data on a noise path, whatever the network predicts.
+
+    D(x, t) = E[x_0 | x_t = x],    x_t = alpha(t) x_0 + sigma(t) noise,    t in `times`: least, greatest
+
+Noise, velocity and score follow from D by `diffusion.paths.convert`. A student of the same architecture is the same
+denoiser with other variables, and a generator of one call is the denoiser at the noisiest time.
+"""
+
+import abc
+from collections.abc import Callable
+from typing import ClassVar
+
+import jax.numpy as jnp
+
+from jaxar.config import ConfigError
+from jaxar.diffusion import paths
+from jaxar.methods import _canvas as canvases
+from jaxar.methods.base import Cond, Method, Task
+from jaxar.typing import Array, Float, Int, Keys, Variables
+
+Denoise = Callable[[Float[Array, "b h w c"], Float[Array, "b"]], Float[Array, "b h w c"]]  # (x, time) -> E[x_0]
+
+
+class Denoiser(Method):
+    """A method with one network, "model", that denoises.
+
+    Attributes:
+      canvas: the maps.
+      times: the least and the greatest time that the network knows. At the greatest, x is taken to be noise alone.
+    """
+
+    canvas: canvases.Canvas
+    times: ClassVar[tuple[float, float]] = (0.0, 1.0)
+
+    @property
+    @abc.abstractmethod
+    def path(self) -> paths.Path:
+        """The noise path."""
+
+    @property
+    @abc.abstractmethod
+    def num_classes(self) -> int:
+        """Labels are below it; it is itself the null label."""
+
+    @abc.abstractmethod
+    def denoise(
+        self, model: Variables, x: Float[Array, "b h w c"], t: Float[Array, "b"], labels: Int[Array, "b"]
+    ) -> Float[Array, "b h w c"]:
+        """D(x, t) for labels in 0..num_classes, without dropout."""
+
+    def student(self) -> "Denoiser":
+        """What a student of this teacher trains: another denoiser on the same path; by default one like itself.
+
+        A student that is the teacher (`is`) starts with its weights.
+        """
+        return self
+
+
+def guided(denoiser: Denoiser, model: Variables, cond: Cond, guidance: canvases.Guidance) -> Denoise:
+    """D for these conditions: null + s (cond - null). Guiding noise or velocity is the same, they are affine in D."""
+
+    def network(x: Array, t: Array, labels: Array) -> Array:
+        return denoiser.denoise(model, x, t, labels)
+
+    return canvases.guided(network, cond, denoiser.num_classes, guidance, denoiser.times[1])
+
+
+def generate(
+    denoiser: Denoiser, model: Variables, noise: Float[Array, "b h w c"], cond: Cond, time: float | None = None
+) -> Float[Array, "b h w c"]:
+    """Data in one call from standard normal noise, taken as x at `time`; None for the greatest time."""
+    t = jnp.full(len(noise), denoiser.times[1] if time is None else time)
+    x = denoiser.path(t).like(noise).sigma * noise
+    return denoiser.denoise(model, x, t, cond["label"])
+
+
+def noise_of(denoiser: Denoiser, keys: Keys, number: int = 0) -> Float[Array, "b h w c"]:
+    """Standard normal noise from the key of each sample; another for each `number`."""
+    return canvases.normal(keys, denoiser.canvas.shape, number)
+
+
+def of_teacher(task: Task, method: str) -> Denoiser:
+    """The task's teacher.
+
+    Raises:
+      ConfigError: no teacher, or one that does not denoise.
+    """
+    if not isinstance(task.teacher, Denoiser):
+        given = "none" if task.teacher is None else type(task.teacher).__name__
+        raise ConfigError(
+            f"method.name={method!r} needs a diffusion teacher (flow_matching, diffusion), there is {given}; name its "
+            "workdir in teacher.from_"
+        )
+    return task.teacher
