@@ -1,4 +1,4 @@
-"""What the methods that predict masked discrete tokens with one bidirectional network share.
+"""What the methods that predict masked discrete tokens with one network share.
 
 Their files hold what differs: which tokens training hides and how it weighs them, and in which order sampling reveals
 them.
@@ -16,7 +16,8 @@ from jaxar.decoding import logits as lg
 from jaxar.decoding import mask_schedules, masked
 from jaxar.methods import _conditions as conditions
 from jaxar.methods.base import Batch, Cond, Method, PlayerSpec, Task
-from jaxar.models import bidirectional
+from jaxar.models.bidirectional import BidirectionalTransformer, Sizes
+from jaxar.models.multimodal import MultimodalTransformer
 from jaxar.nn.layers import cast_weights
 from jaxar.tokenizers.base import Tokens
 from jaxar.typing import Array, Bool, Float, Int, Key, Keys, Metrics, Variables
@@ -26,14 +27,31 @@ from jaxar.typing import Array, Bool, Float, Int, Key, Keys, Metrics, Variables
 class MaskedTokens(Method):
     """One network; samples are completions of nothing but masks."""
 
-    network: bidirectional.BidirectionalTransformer
+    network: BidirectionalTransformer | MultimodalTransformer
 
     def players(self) -> dict[str, PlayerSpec]:
         return {"model": PlayerSpec()}
 
     def init(self, key: Key) -> dict[str, Variables]:
-        ids = jnp.zeros((1, self.network.num_tokens), jnp.int32)
-        return {"model": self.network.init(key, ids, ids > 0, ids[:, 0])}
+        net, ids = self.network, jnp.zeros((1, self.network.num_tokens), jnp.int32)
+        cond = {"label": ids[:, 0]}
+        if isinstance(net, MultimodalTransformer) and net.text is not None:
+            cond = {"text": jnp.zeros((1, *net.text))}
+        return {"model": net.init(key, ids, ids > 0, self._read(cond))}
+
+    def conditions(self, given: Batch | Cond) -> Cond:
+        """The entries that the network reads."""
+        names = self.network.reads if isinstance(self.network, MultimodalTransformer) else ("label",)
+        return {name: given[name] for name in names if name in given}
+
+    def logits(
+        self, variables: Variables, ids: Int[Array, "b n"], known: Bool[Array, "b n"], cond: Cond, **options: Any
+    ) -> Float[Array, "b n v"]:
+        """Of the network, with the `options` of `flax.linen.Module.apply`."""
+        return self.network.apply(variables, ids, known, self._read(cond), **options)
+
+    def _read(self, cond: Cond) -> Cond | Int[Array, "b"]:
+        return cond if isinstance(self.network, MultimodalTransformer) else cond["label"]
 
     def evaluate(self, variables: dict[str, Variables], batch: Batch, key: Key) -> Metrics:
         """Figures [b] over masked tokens, of which there are 1 to all, each number as likely.
@@ -48,7 +66,7 @@ class MaskedTokens(Method):
         net, ids = self.network, batch["ids"]
         counts = jax.random.randint(count_key, ids.shape[:1], 1, net.num_tokens + 1)
         hidden = random_positions(position_key, counts, net.num_tokens)
-        logits = net.apply(variables["model"], ids, ~hidden, batch["label"])
+        logits = self.logits(variables["model"], ids, ~hidden, self.conditions(batch))
         nll = optax.softmax_cross_entropy_with_integer_labels(logits, ids)
         return {
             "bits_per_token": mean_over(nll, hidden) / np.log(2),
@@ -67,15 +85,14 @@ class MaskedTokens(Method):
           scales: of guidance at each step, from `logits.guidance_scales`.
         """
         net = self.network
-        variables = cast_weights(variables, net.sizes.dtype)
-        label = cond["label"]
+        variables, cond = cast_weights(variables, net.sizes.dtype), self.conditions(cond)
         if lg.is_guided(scales):
-            label = conditions.doubled({"label": label}, net.num_classes)["label"]
+            cond = conditions.doubled(cond, net.num_classes)
 
         def predict(
             state: masked.State, step: Int[Array, ""], segment: mask_schedules.Segment
         ) -> tuple[Float[Array, "b n v"], None]:
-            return net.apply(variables, state.tokens, state.known, label), None
+            return self.logits(variables, state.tokens, state.known, cond), None
 
         return masked.guided(predict, scales)
 
@@ -96,11 +113,11 @@ def mean_of_valid(values: Float[Array, "b"], batch: Batch) -> Float[Array, ""]:
     return jnp.sum(values * valid) / jnp.maximum(jnp.sum(valid), 1)
 
 
-def network(method: str, model: bidirectional.Sizes, task: Task) -> bidirectional.BidirectionalTransformer:
+def network(method: str, model: Sizes, task: Task) -> BidirectionalTransformer:
     """The network for the discrete raster tokens of a task, conditional on the class.
 
     Raises:
       ConfigError: the task has other tokens.
     """
     tokens = task.discrete_tokens(method, multiscale=False)
-    return bidirectional.BidirectionalTransformer(model, tokens.vocab_size, tokens.grid, task.num_classes)
+    return BidirectionalTransformer(model, tokens.vocab_size, tokens.grid, task.num_classes)
