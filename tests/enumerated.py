@@ -32,15 +32,18 @@ def conditionals(joint):
     return logits
 
 
-def by_order(model, order, groups=(1, 1, 1)):
-    """Probabilities of all sequences when `groups` of positions are drawn one after another, in this order."""
-    log_probs = scipy.special.log_softmax(model.astype(np.float64), axis=-1)
+def by_order(model, order, groups=(1, 1, 1), factors=(1, 1, 1)):
+    """Probabilities of all sequences when `groups` of positions are drawn one after another, in this order.
+
+    The logits of each group are multiplied by its factor.
+    """
+    log_probs = [scipy.special.log_softmax(model.astype(np.float64) * factor, axis=-1) for factor in factors]
     result = np.zeros(len(SEQUENCES))
     for row, ids in enumerate(SEQUENCES):
         state, begin = np.full(LENGTH, VOCAB), 0
-        for size in groups:
+        for size, of_group in zip(groups, log_probs):
             positions = list(order[begin : begin + size])
-            result[row] += log_probs[state @ BASE, positions, ids[positions]].sum()
+            result[row] += of_group[state @ BASE, positions, ids[positions]].sum()
             state[positions] = ids[positions]
             begin += size
     return np.exp(result)

@@ -27,7 +27,7 @@ class Source(Protocol):
     """Random access to the examples of one split; safe to read from several threads.
 
     An example holds "label" (int) and either "image" (uint8 [h w c], any size) with an optional "caption" (str), or
-    pre-encoded tokens as `jaxar.data.cache` stores them.
+    pre-encoded tokens as `jaxar.data.cache` stores them. "micro" (float32 [m]), micro-conditions, reaches batches too.
     """
 
     def __len__(self) -> int: ...

@@ -202,7 +202,14 @@ def next_in_order(priority: Float[Array, "b n"], remaining: Remaining) -> Choose
     return choose
 
 
-def at_levels(priority: Float[Array, "b n"], levels: np.ndarray, known: Bool[Array, "b n"]) -> Choose:
+def steps_at(priority: Float[Array, "b n"], levels: np.ndarray | Float[Array, "k"]) -> Int[Array, "b n"]:
+    """The step in which a falling level passes each priority; arguments as for `at_levels`."""
+    return jnp.sum(priority[..., None] <= jnp.asarray(levels[:-1], priority.dtype), axis=-1)
+
+
+def at_levels(
+    priority: Float[Array, "b n"], levels: np.ndarray | Float[Array, "k"], known: Bool[Array, "b n"]
+) -> Choose:
     """The rule that takes a masked position when a falling level passes its priority, without idle steps.
 
     With uniform priorities this is the ancestral sampler of masked diffusion whose share of masked tokens is
@@ -215,7 +222,7 @@ def at_levels(priority: Float[Array, "b n"], levels: np.ndarray, known: Bool[Arr
       levels: [K], falling from below 1 to 0.
       known: before the first step.
     """
-    step_of = jnp.sum(priority[..., None] <= jnp.asarray(levels[:-1], priority.dtype), axis=-1)
+    step_of = steps_at(priority, levels)
     rows = jnp.arange(len(priority))[:, None]
     busy = jnp.zeros((len(priority), len(levels)), jnp.int32).at[rows, step_of].max((~known).astype(jnp.int32))
     turn = jnp.take_along_axis(jnp.cumsum(busy, axis=1) - 1, step_of, axis=1)

@@ -50,3 +50,17 @@ def weight(schedule: str, t: Float[np.ndarray | Array, "*b"]) -> Float[np.ndarra
     """w(t) = m'(t) / m(t) for t > 0."""
     xp = jnp if isinstance(t, jax.Array) else np
     return np.pi / 2 / xp.tan(np.pi / 2 * t) if schedule == "cosine" else _power(schedule) / t
+
+
+@typechecked
+def with_odds(levels: Float[np.ndarray, "k"], log_odds: Float[Array, "k_minus_1"]) -> Float[Array, "k"]:
+    """Other levels: the odds of revealing a masked token in each step but the last are multiplied by exp(log_odds).
+
+    Args:
+      levels: shares that are masked after each step, falling from below 1 to 0.
+    Returns:
+      Levels that fall in the same way for any `log_odds`, and are the given ones to the last bit for zeros.
+    """
+    reveal = 1 - levels / np.append(1.0, levels[:-1])
+    growth = jnp.cumprod(1 + jnp.asarray(reveal[:-1]) * jnp.expm1(log_odds))
+    return jnp.asarray(levels).at[:-1].divide(growth)

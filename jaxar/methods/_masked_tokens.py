@@ -1,4 +1,4 @@
-"""What the methods that predict masked discrete tokens with one bidirectional network share.
+"""What the methods that predict masked discrete tokens with one network share.
 
 Their files hold what differs: which tokens training hides and how it weighs them, and in which order sampling reveals
 them.
@@ -17,7 +17,8 @@ from jaxar.decoding import logits as lg
 from jaxar.decoding import mask_schedules, masked, reuse
 from jaxar.methods import _conditions as conditions
 from jaxar.methods.base import Batch, Cond, Method, PlayerSpec, Task
-from jaxar.models import bidirectional
+from jaxar.models.bidirectional import BidirectionalTransformer, Sizes
+from jaxar.models.multimodal import MultimodalTransformer
 from jaxar.nn.layers import cast_weights
 from jaxar.tokenizers.base import Tokens
 from jaxar.typing import Array, Bool, Float, Int, Key, Keys, Metrics, Variables
@@ -52,14 +53,31 @@ class Sampling(lg.Sampling):
 class MaskedTokens(Method):
     """One network; samples are completions of nothing but masks."""
 
-    network: bidirectional.BidirectionalTransformer
+    network: BidirectionalTransformer | MultimodalTransformer
 
     def players(self) -> dict[str, PlayerSpec]:
         return {"model": PlayerSpec()}
 
     def init(self, key: Key) -> dict[str, Variables]:
-        ids = jnp.zeros((1, self.network.num_tokens), jnp.int32)
-        return {"model": self.network.init(key, ids, ids > 0, ids[:, 0])}
+        net, ids = self.network, jnp.zeros((1, self.network.num_tokens), jnp.int32)
+        cond = {"label": ids[:, 0]}
+        if isinstance(net, MultimodalTransformer) and net.text is not None:
+            cond = {"text": jnp.zeros((1, *net.text))}
+        return {"model": net.init(key, ids, ids > 0, self._read(cond))}
+
+    def conditions(self, given: Batch | Cond) -> Cond:
+        """The entries that the network reads."""
+        names = self.network.reads if isinstance(self.network, MultimodalTransformer) else ("label",)
+        return {name: given[name] for name in names if name in given}
+
+    def logits(
+        self, variables: Variables, ids: Int[Array, "b n"], known: Bool[Array, "b n"], cond: Cond, **options: Any
+    ) -> Float[Array, "b n v"]:
+        """Of the network, with the `options` of `flax.linen.Module.apply`."""
+        return self.network.apply(variables, ids, known, self._read(cond), **options)
+
+    def _read(self, cond: Cond) -> Cond | Int[Array, "b"]:
+        return cond if isinstance(self.network, MultimodalTransformer) else cond["label"]
 
     def evaluate(self, variables: dict[str, Variables], batch: Batch, key: Key) -> Metrics:
         """Figures [b] over masked tokens, of which there are 1 to all, each number as likely.
@@ -74,7 +92,7 @@ class MaskedTokens(Method):
         net, ids = self.network, batch["ids"]
         counts = jax.random.randint(count_key, ids.shape[:1], 1, net.num_tokens + 1)
         hidden = random_positions(position_key, counts, net.num_tokens)
-        logits = net.apply(variables["model"], ids, ~hidden, batch["label"])
+        logits = self.logits(variables["model"], ids, ~hidden, self.conditions(batch))
         nll = optax.softmax_cross_entropy_with_integer_labels(logits, ids)
         return {
             "bits_per_token": mean_over(nll, hidden) / np.log(2),
@@ -100,23 +118,28 @@ class MaskedTokens(Method):
           variables: of the network.
           scales: of guidance at each step, from `logits.guidance_scales`.
           exact, unfiltered: as for `token_law`.
+        Raises:
+          ConfigError: reuse by a network that cannot.
         """
         if options.refresh_every is None:
             predict = self.predictor(variables, cond, scales)
             return masked.token_law(predict, options, exact, unfiltered), None
+        if not isinstance(self.network, BidirectionalTransformer):
+            raise ConfigError(
+                f"sample.refresh_every={options.refresh_every}: a model with model.multimodal has no reuse; use None"
+            )
         predict, memory = self.reusing_predictor(variables, cond, scales, options.refresh_every)
         return masked.token_law(predict, options, exact, unfiltered, reuse.asked), memory
 
     def predictor(self, variables: Variables, cond: Cond, scales: np.ndarray) -> masked.Predict:
         """Guided logits for `decoding.masked.token_law`; arguments as for `rules`."""
         net = self.network
-        variables = cast_weights(variables, net.sizes.dtype)
-        label = self._labels(cond, scales)
+        variables, cond = cast_weights(variables, net.sizes.dtype), self._doubled(cond, scales)
 
         def predict(
             state: masked.State, step: Int[Array, ""], segment: mask_schedules.Segment
         ) -> tuple[Float[Array, "b n v"], None]:
-            return net.apply(variables, state.tokens, state.known, label), None
+            return self.logits(variables, state.tokens, state.known, cond), None
 
         return masked.guided(predict, scales)
 
@@ -126,7 +149,7 @@ class MaskedTokens(Method):
         """As `predictor`, but of the positions `reuse.asked`, from keys and values that are kept in a memory."""
         net = self.network
         variables = cast_weights(variables, net.sizes.dtype)
-        label = self._labels(cond, scales)
+        label = self._doubled(cond, scales)["label"]
 
         def compute(whole: bool) -> reuse.Compute:
             def logits(state: masked.State, segment: mask_schedules.Segment) -> tuple[Float[Array, "b m v"], Any]:
@@ -139,11 +162,10 @@ class MaskedTokens(Method):
         predict = reuse.alternating(compute(True), compute(False), refresh_every)
         return masked.guided(predict, scales), reuse.begin(net.init_cache(len(label)), len(label), net.num_tokens)
 
-    def _labels(self, cond: Cond, scales: np.ndarray) -> Int[Array, "b"]:
-        """With null ones behind them under guidance."""
-        if lg.is_guided(scales):
-            cond = conditions.doubled({"label": cond["label"]}, self.network.num_classes)
-        return cond["label"]
+    def _doubled(self, cond: Cond, scales: np.ndarray) -> Cond:
+        """What the network reads, with null conditions behind it under guidance."""
+        cond = self.conditions(cond)
+        return conditions.doubled(cond, self.network.num_classes) if lg.is_guided(scales) else cond
 
 
 def random_positions(key: Key, counts: Int[Array, "b"], num_tokens: int) -> Bool[Array, "b n"]:
@@ -156,11 +178,11 @@ def mean_over(values: Float[Array, "b n"], marked: Bool[Array, "b n"]) -> Float[
     return jnp.sum(jnp.where(marked, values, 0), axis=1) / jnp.sum(marked, axis=1)
 
 
-def network(method: str, model: bidirectional.Sizes, task: Task) -> bidirectional.BidirectionalTransformer:
+def network(method: str, model: Sizes, task: Task) -> BidirectionalTransformer:
     """The network for the discrete raster tokens of a task, conditional on the class.
 
     Raises:
       ConfigError: the task has other tokens.
     """
     tokens = task.discrete_tokens(method, multiscale=False)
-    return bidirectional.BidirectionalTransformer(model, tokens.vocab_size, tokens.grid, task.num_classes)
+    return BidirectionalTransformer(model, tokens.vocab_size, tokens.grid, task.num_classes)

@@ -26,6 +26,7 @@ from jaxar.methods import _conditions as conditions
 from jaxar.methods._masked_tokens import MaskedTokens, mean_over, random_positions
 from jaxar.methods.base import Batch, Cond, LossAux, LossSpec, Method, PlayerSpec, Task, mean_of_valid
 from jaxar.models import joint_layer
+from jaxar.models.bidirectional import BidirectionalTransformer
 from jaxar.tokenizers.base import Tokens
 from jaxar.typing import Array, Bool, Float, Int, Key, Keys, Metrics, Variables
 
@@ -186,8 +187,11 @@ def build(config: Config, model: Model, task: Task) -> JointSampler:
       ConfigError: no teacher, one of another kind, or one with fewer tokens than a group.
     """
     teacher = task.teacher
-    if not isinstance(teacher, MaskedTokens):
-        raise ConfigError("method.name='joint_sampler' needs teacher.from_, the workdir of a maskgit or mdm run")
+    if not isinstance(teacher, MaskedTokens) or not isinstance(teacher.network, BidirectionalTransformer):
+        raise ConfigError(
+            "method.name='joint_sampler' needs teacher.from_, the workdir of a maskgit or mdm run without "
+            "model.multimodal"
+        )
     if teacher.network.num_tokens < config.group:
         raise ConfigError(f"method.group={config.group} exceeds the teacher's {teacher.network.num_tokens} tokens")
     return JointSampler(joint_layer.JointLayer(model, teacher.network.sizes.width), teacher, config)

@@ -4,9 +4,11 @@
 
 Sampling starts from masks. Each of a few steps draws every masked token, and masks again the least confident ones, as
 many as gamma asks for; the confidence is the logarithm of the drawn id's probability plus Gumbel noise that fades.
-Guidance is not part of the paper; `label_drop` and `guidance_scale` switch it on.
+Guidance is not part of the paper; `label_drop` and `guidance_scale` switch it on. `model.multimodal` makes the network
+Meissonic's, conditional on text where the task has text.
 
-Reference: Chang et al., MaskGIT: Masked Generative Image Transformer, 2022, Sec. 3.
+Reference: Chang et al., MaskGIT: Masked Generative Image Transformer, 2022, Sec. 3; Bai et al., Meissonic: Revitalizing
+Masked Generative Transformers for Efficient High-Resolution Text-to-Image Synthesis, 2024.
 
 Golden: maskgit_d2
 """
@@ -26,10 +28,21 @@ from jaxar.methods._masked_tokens import MaskedTokens, mean_over, network, rando
 from jaxar.methods._masked_tokens import Sampling as CommonSampling
 from jaxar.methods.base import Batch, Cond, LossAux, LossSpec, Task, mean_of_valid
 from jaxar.models import bidirectional
+from jaxar.models.multimodal import MultimodalTransformer, Options, check
 from jaxar.tokenizers.base import Tokens
 from jaxar.typing import Array, Bool, Float, Int, Key, Keys, Variables
 
-Model = bidirectional.Sizes
+
+@dataclasses.dataclass(frozen=True)
+class Model(bidirectional.Sizes):
+    """The `model` section. `multimodal`: Meissonic's additions; None for the network of MaskGIT."""
+
+    multimodal: Options | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.multimodal is not None:
+            check(self, self.multimodal)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +52,7 @@ class Config:
     Attributes:
       schedule: gamma, from which training draws the share of masked tokens.
       smoothing: share of the target that is spread over all codes.
-      label_drop: share of labels that training replaces by the null one; 0 for a model that is never guided.
+      label_drop: share of conditions that training replaces by the null one; 0 for a model that is never guided.
     """
 
     schedule: str = "cosine"
@@ -108,10 +121,8 @@ class MaskGIT(MaskedTokens):
         ratio_key, position_key, drop_key, dropout_key = jax.random.split(key, 4)
         net, ids = self.network, batch["ids"]
         known = ~random_positions(position_key, self.masked_counts(ratio_key, ids.shape[0]), net.num_tokens)
-        cond = conditions.drop({"label": batch["label"]}, drop_key, self.config.label_drop, net.num_classes)
-        logits = net.apply(
-            variables["model"], ids, known, cond["label"], deterministic=False, rngs={"dropout": dropout_key}
-        )
+        cond = conditions.drop(self.conditions(batch), drop_key, self.config.label_drop, net.num_classes)
+        logits = self.logits(variables["model"], ids, known, cond, deterministic=False, rngs={"dropout": dropout_key})
         targets = optax.smooth_labels(jax.nn.one_hot(ids, net.vocab_size), self.config.smoothing)
         nll = mean_over(optax.softmax_cross_entropy(logits, targets), ~known)
         return mean_of_valid(nll, batch), LossAux({})
@@ -150,5 +161,22 @@ class MaskGIT(MaskedTokens):
 
 
 def build(config: Config, model: Model, task: Task) -> MaskGIT:
-    """The method for discrete raster tokens, conditional on the class."""
-    return MaskGIT(network("maskgit", model, task), config)
+    """The method for discrete raster tokens, conditional on the class; on text, with `model.multimodal` and a task with
+    text.
+
+    Raises:
+      ConfigError: the task has other tokens, or a map that does not divide into squares of 2x2 for `compress`.
+    """
+    if model.multimodal is None:
+        return MaskGIT(network("maskgit", model, task), config)
+    tokens = task.discrete_tokens("maskgit", multiscale=False)
+    if model.multimodal.compress and (tokens.grid[0] % 2 or tokens.grid[1] % 2):
+        raise ConfigError(
+            f"model.multimodal.compress=True needs maps of even height and width, the tokenizer gives {tokens.grid}; "
+            "set it to False"
+        )
+    condition = {"num_classes": task.num_classes}
+    if task.text is not None:
+        condition = {"text": (task.text.length, task.text.width)}
+    net = MultimodalTransformer(model, model.multimodal, tokens.vocab_size, tokens.grid, **condition)
+    return MaskGIT(net, config)

@@ -89,6 +89,8 @@ def test_each_loss_is_finite_and_trains_its_players_alone(case):
 
 
 def test_one_batch_is_learnt(case):
+    if case.name in cases.NUMBERS:
+        pytest.skip("has no network of its own")
     losses = trained(case.name)[1]
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:2])
 

@@ -77,7 +77,7 @@ def test_every_parameter_lies_where_the_table_says(name, shape):
             )
             split += not leaf.sharding.is_fully_replicated
     axes = dict(zip(partition.AXES, shape))
-    assert split > 0 or axes["fsdp"] * axes["tensor"] == 1, "everything is replicated"
+    assert split > 0 or axes["fsdp"] * axes["tensor"] == 1 or name in cases.NUMBERS, "everything is replicated"
 
 
 @pytest.mark.parametrize("name", cases.mostly_slow())

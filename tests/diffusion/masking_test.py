@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -62,3 +63,17 @@ def test_the_weight_is_the_logarithmic_derivative_of_the_share(schedule):
 def test_unknown_schedules_are_refused(name):
     with pytest.raises(ConfigError, match="method.process="):
         masking.check(name, "method.process")
+
+
+def test_odds_of_revealing_are_multiplied_and_zeros_change_no_bit():
+    levels = np.sin(np.pi / 2 * (1 - np.arange(1, 5) / 4))
+    np.testing.assert_array_equal(masking.with_odds(levels, jnp.zeros(3)), levels.astype(np.float32))
+
+    def odds(levels):
+        kept = levels[:3] / np.append(1.0, levels[:2])
+        return (1 - kept) / kept
+
+    log_odds = np.array([0.7, -1.2, 3.0], np.float32)
+    other = np.asarray(masking.with_odds(levels, jnp.asarray(log_odds)), np.float64)
+    np.testing.assert_allclose(odds(other), odds(levels) * np.exp(log_odds), rtol=1e-5)
+    assert (np.diff(other, prepend=1.0) < 0).all() and other[-1] == 0

@@ -16,7 +16,9 @@ from jaxar.config import ConfigError, parse
 from jaxar.decoding import logits as lg
 from jaxar.decoding import mask_schedules, masked
 from jaxar.methods import maskgit
-from jaxar.methods.base import Task
+from jaxar.methods.base import Task, TextSpec
+from jaxar.models.bidirectional import BidirectionalTransformer
+from jaxar.models.multimodal import Options
 from jaxar.tokenizers.base import ImageSpec, Tokens, TokenSpec
 
 GRID, VOCAB, CLASSES = (2, 3), 7, 5
@@ -32,12 +34,12 @@ def build(**options):
     return maskgit.build(maskgit.Config(**options), SIZES, Task(ImageSpec(32, 3), CLASSES, SPEC))
 
 
-def randomized(method):
+def randomized(method, stddev=1.0):
     """Weights large enough for the logits to depend on every input."""
     rng = np.random.default_rng(0)
 
     def fill(path, leaf):
-        return jnp.asarray(rng.normal(size=leaf.shape) + (path[-1].key == "scale"), jnp.float32)
+        return jnp.asarray(stddev * rng.normal(size=leaf.shape) + (path[-1].key == "scale"), jnp.float32)
 
     boxed = jax.eval_shape(method.init, jax.random.key(0))
     return jax.tree_util.tree_map_with_path(fill, nn.meta.unbox(boxed))
@@ -252,3 +254,61 @@ def test_multiscale_tokens_are_refused():
     spec = TokenSpec("discrete", ((1, 1), (2, 2)), channels=4, vocab_size=VOCAB)
     with pytest.raises(ConfigError, match="needs discrete raster tokens"):
         maskgit.build(maskgit.Config(), SIZES, Task(ImageSpec(32, 3), CLASSES, spec))
+
+
+# Meissonic's network.
+
+MAP = TokenSpec("discrete", ((2, 4),), channels=4, vocab_size=VOCAB)
+
+
+def multimodal(text=None, joint=1, single=0, **options):
+    sizes = dataclasses.replace(SIZES, num_layers=joint + single, multimodal=Options(joint_layers=joint, **options))
+    return maskgit.build(maskgit.Config(label_drop=0.5), sizes, Task(ImageSpec(32, 3), CLASSES, MAP, text=text))
+
+
+@pytest.mark.slow
+def test_a_text_model_trains_and_samples_without_looking_at_labels_and_padding():
+    method = multimodal(TextSpec(3, 6), joint=2, single=1, compress=True, micro=(8.0, 6.0))
+    weights = randomized(method, 0.3)
+    mask = jnp.array([[False, True, True], [True] * 3, [False, False, True]])
+    features = jnp.asarray(np.random.default_rng(7).normal(size=(3, 3, 6)), jnp.float32)
+    cond = {**LABEL, "text": features, "text_mask": mask}
+    batch = {"ids": jnp.resize(BATCH["ids"], (3, 8)), **cond, "micro": jnp.ones((3, 2))}
+    loss = lambda v: method.loss({"model": v}, batch, jax.random.key(1), 0)[0]  # noqa: E731
+    value, grads = jax.jit(jax.value_and_grad(loss))(weights["model"])
+    unread = [jax.tree_util.keystr(path) for path, g in jax.tree_util.tree_leaves_with_path(grads) if not np.any(g)]
+    assert np.isfinite(value) and not unread
+
+    @jax.jit
+    def sample(cond):
+        options = maskgit.Sampling(num_steps=3, guidance_scale=2.0)
+        return method.sample(weights, cond, keys(3), options).ids
+
+    ids = sample(cond)
+    assert ids.shape == (3, 8)
+    other = {"label": cond["label"] * 0, "text": jnp.where(mask[..., None], features, 9.0), "text_mask": mask}
+    np.testing.assert_array_equal(sample(other), ids)
+    assert (sample({**cond, "text": -features}) != ids).any()
+
+
+def test_a_class_model_is_guided_by_the_null_class():
+    method = multimodal()
+    weights, cond = randomized(method, 0.3), {"label": jnp.arange(2)}
+    options = maskgit.Sampling(num_steps=1, greedy=True, guidance_scale=2.0)
+    ids = jax.jit(lambda cond: method.sample(weights, cond, keys(2), options).ids)(cond)
+    known = jnp.zeros(ids.shape, bool)
+    apply = jax.jit(lambda label: method.network.apply(weights["model"], ids, known, {"label": label}))
+    with_class, null = apply(cond["label"]), apply(jnp.full(2, CLASSES))
+    np.testing.assert_array_equal(ids, jnp.argmax(null + 2.0 * (with_class - null), axis=-1))
+    assert (ids != jnp.argmax(with_class, axis=-1)).any()
+
+
+def test_without_the_section_the_network_is_that_of_maskgit_even_where_there_is_text():
+    method = maskgit.build(maskgit.Config(), SIZES, Task(ImageSpec(32, 3), CLASSES, SPEC, text=TextSpec(3, 6)))
+    assert method.network == BidirectionalTransformer(SIZES, VOCAB, GRID, CLASSES)
+
+
+def test_maps_without_squares_cannot_be_compressed():
+    sizes = dataclasses.replace(SIZES, multimodal=Options(joint_layers=1, compress=True))
+    with pytest.raises(ConfigError, match="needs maps of even height and width"):
+        maskgit.build(maskgit.Config(), sizes, Task(ImageSpec(32, 3), CLASSES, TokenSpec("discrete", ((2, 3),), 4, 7)))
