@@ -1,9 +1,12 @@
 """One-step student of the raster model of 8x8 digits: Distilled Decoding 1.
 
-    python -m jaxar.train --config=configs/dd1_digits.py --workdir=out/dd1_digits
+    python -m jaxar.pairs --config=configs/dd1_digits.py --out=out/dd1_pairs --num=8192
+    python -m jaxar.train --config=configs/dd1_digits.py --workdir=out/dd1_digits --config.data.cache=out/dd1_pairs
 
 Needs its teacher, the run of configs/ar_digits.py in out/ar_digits; with the argument `next_scale` that of
-configs/next_scale_digits.py in out/next_scale_digits. The teacher is rolled out in every step, no pairs are stored.
+configs/next_scale_digits.py in out/next_scale_digits. Without a store of pairs every step rolls the teacher out.
+Cost: 1.8 ms per pair and 0.18 s per step on one CPU core, so two minutes with compilation.
+Measured: fd_digits 7.5 in one call (teacher 1.7, floor 0.86; one seed), class consistency 99.9 %.
 """
 
 from common import base, check_argument
@@ -15,19 +18,19 @@ def get_config(arg: str = "") -> ConfigDict:
     config = base()
     config.data = {"name": "digits"}
     config.teacher = {"from_": "out/ar_digits"}
-    # The law to learn: the teacher's own sampling options.
-    config.method = {"name": "dd1", "starts": (0, 8), "teacher": {"guidance_scale": 1.5, "temperature": 0.9}}
+    # The law to learn: the teacher's own sampling options. Ten steps of the flow give 1 % of the tokens another code.
+    config.method = {"name": "dd1", "flow_steps": 10, "teacher": {"guidance_scale": 1.5, "temperature": 0.9}}
     config.optim = {
-        "learning_rate": 1e-3,
-        "schedule": {"name": "cosine", "warmup_steps": 100},
+        "learning_rate": 2e-3,
+        "schedule": {"name": "cosine", "warmup_steps": 40},
+        "b2": 0.99,
         "weight_decay": 0.0,
-        "ema": (0.995,),
+        "ema": (0.98,),
     }
-    config.train = {"num_steps": 2000, "batch_size": 64, "checkpoint_every": 1000}
-    config.eval = {"every": 500, "sample_every": 2000, "reference": "digits", "ema": "0.995"}
+    config.train = {"num_steps": 400, "batch_size": 64, "checkpoint_every": 400}
+    config.eval = {"every": 200, "sample_every": 400, "reference": "digits", "ema": "0.98"}
     if arg == "next_scale":
         config.teacher = {"from_": "out/next_scale_digits"}
-        config.method.starts = (0, 14)
         config.method.teacher = {"guidance_scale": 1.5, "guidance_schedule": "linear", "temperature": 0.8}
     if arg == "smoke":
         config.method.flow_steps = 4

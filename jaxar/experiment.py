@@ -60,7 +60,8 @@ def prepare(config: dict[str, Any], folder: pathlib.Path) -> Setup:
     described = describe(config, info, adopted)
     task = settings.build_task(described)
     method = settings.build_method(config, task)
-    settings.build_sampling(config)
+    if (options := settings.build_sampling(config)) is not None:
+        method.network_calls(options)  # refuses options that do not fit the method
     plan = Plan(
         method=method,
         optimizers=optim.build(config.get("optim") or {}, method, train.num_steps),
@@ -68,6 +69,7 @@ def prepare(config: dict[str, Any], folder: pathlib.Path) -> Setup:
         accumulate=train.accumulate,
     )
     _check_tokenizer(config, method, adopted, info)
+    _check_pairs(config, method, adopted, info)
     weights.check_average(config, method, next(iter(method.players())), evals.ema, "value of eval.ema")
     abstract = state_lib.abstract(method, plan.optimizers, mesh)  # raises for sizes that the mesh does not divide
     _check_start(config, train, folder, abstract, mesh)
@@ -173,3 +175,19 @@ def _check_tokenizer(config: dict, method: Method, adopted: dict[str, Any], info
             f"data.cache={config['data']['cache']!r} was encoded by tokenizer {info.tokenizer}, tokenizer.from_ gives "
             f"{adopted['tokenizer']['digest']}; encode again or name the tokenizer that wrote it"
         )
+
+
+def _check_pairs(config: dict, method: Method, adopted: dict[str, Any], info: DataInfo) -> None:
+    """Stored pairs must be those that the method would make."""
+    law = method.pair_law()
+    if info.pairs is None or law is None:
+        return
+    for what, stored, own in (
+        ("the teacher", info.pairs.teacher, adopted["teacher"]["digest"]),
+        ("the law", info.pairs.law, law),
+    ):
+        if stored != own:
+            raise ConfigError(
+                f"data.cache={config['data']['cache']!r} holds pairs of {what} {stored}, this configuration has {own}; "
+                "make them again with python -m jaxar.pairs, or change it to fit"
+            )

@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import pytest
 
-from jaxar import cli, encode, evaluate, leaderboard, reference, sample, sweep, train
+from jaxar import cli, encode, evaluate, leaderboard, pairs, reference, sample, sweep, train
 from jaxar import list as listing
 from jaxar.data import __main__ as data
 
@@ -22,6 +22,7 @@ COMMANDS = {
     "sample": sample.command,
     "evaluate": evaluate.command,
     "encode": encode.command,
+    "pairs": pairs.command,
     "data": data.command,
     "list": listing.command,
     "reference": reference.command,

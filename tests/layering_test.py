@@ -27,7 +27,7 @@ LAYERS = (
     ("experiment", "run", "backend"),
     ("meter", "evaluation"),
     ("interop", "scoring"),
-    ("train", "sample", "evaluate", "encode", "convert", "list", "reference", "sweep", "suites"),
+    ("train", "sample", "evaluate", "encode", "pairs", "convert", "list", "reference", "sweep", "suites"),
     ("contest",),
     ("leaderboard",),
 )

@@ -48,7 +48,8 @@ class DataConfig:
       flip: mirror half of the training images.
       shift: largest shift of training images in pixels, vacated pixels are black.
       text: hashed features of the captions, for datasets that have captions; None for no text.
-      cache: folder that `python -m jaxar.encode` wrote; batches then hold its tokens instead of images.
+      cache: folder that `python -m jaxar.encode` or `python -m jaxar.pairs` wrote; batches then hold its tokens instead
+        of images.
       data_dir: where prepared data and indices are kept; default: $JAXAR_DATA_DIR, else ~/.cache/jaxar.
       num_threads: batches that are prepared in parallel.
     """
@@ -98,6 +99,15 @@ def make_folder(path: pathlib.Path, field: str) -> pathlib.Path:
 
 
 @dataclasses.dataclass(frozen=True)
+class PairOrigin:
+    """What made stored pairs: the teacher's fingerprint, the options (`Method.pair_law`) and the seed of the noise."""
+
+    teacher: str
+    law: str
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
 class DataInfo:
     """What models and samplers need to know about a dataset.
 
@@ -110,6 +120,7 @@ class DataInfo:
       captions: a few captions as examples, () without text.
       tokens: the tokens in the batches if the data is pre-encoded, else None.
       tokenizer: fingerprint of the tokenizer that encoded them, else None.
+      pairs: what made the pairs if the tokens are a teacher's, else None.
     """
 
     name: str
@@ -121,3 +132,4 @@ class DataInfo:
     captions: tuple[str, ...] = ()
     tokens: TokenSpec | None = None
     tokenizer: str | None = None
+    pairs: PairOrigin | None = None

@@ -5,6 +5,7 @@ A cache is a folder with one folder per split:
     CACHE/train/metadata.json      written last; without it the cache is not complete
                 ids-00000.npy      [examples variants n], or mean-, std- [examples variants n c]
                 label-00000.npy    [examples]; with text also text- [examples t e] and text_mask- [examples t]
+                noise_key-00000.npy  [examples 2] of pairs of noise and a teacher's tokens, see `jaxar.pairs`
 
 While it is written, `plan.json` says what will be in it and `shard-00000.json` marks finished shards, so that an
 interrupted encode goes on where it stopped and one with other settings is refused.
@@ -21,11 +22,11 @@ from typing import BinaryIO, Literal
 import numpy as np
 
 from jaxar.config import ConfigError, parse
-from jaxar.data.base import DataConfig, DataInfo, Example, Source, Variants, make_folder
+from jaxar.data.base import DataConfig, DataInfo, Example, PairOrigin, Source, Variants, make_folder
 from jaxar.methods.base import TextSpec
 from jaxar.tokenizers.base import ImageSpec, TokenSpec
 
-_FINISH = "run the same `python -m jaxar.encode` command again to finish it"
+_FINISH = "run the command that began it (python -m jaxar.encode or jaxar.pairs) again to finish it"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Metadata:
       dataset: name of the dataset, as `DataInfo.name`.
       variants: what is stored of each image, and thereby the crop rule; see `augment.variants`.
       tokenizer: fingerprint of the tokenizer.
+      pairs: what made the tokens if they are a teacher's, not those of images.
     """
 
     source: str
@@ -60,6 +62,7 @@ class Metadata:
     text: TextSpec | None
     captions: tuple[str, ...]
     shard_size: int
+    pairs: PairOrigin | None = None
     files: tuple[File, ...] = ()
     version: Literal[1] = 1
 
@@ -93,6 +96,7 @@ def info(config: DataConfig) -> DataInfo:
         captions=first.captions,
         tokens=first.tokens,
         tokenizer=first.tokenizer,
+        pairs=first.pairs,
     )
 
 

@@ -85,7 +85,7 @@ def encode_split(
     for shard in cache.start(folder, plan):
         if shard % jax.process_count() == jax.process_index():
             cache.write_shard(folder, plan, shard, _encode_shard(plan, plan.shard(shard), prepare, encode, batch_size))
-    return _finish(folder)
+    return finish(folder)
 
 
 def verify(
@@ -124,7 +124,7 @@ def verify(
     if [e["label"] for e in examples] != [stored[int(i)]["label"] for i in chosen]:
         raise ConfigError(f"cache {folder} has other labels than the dataset; encode again")
     images = loader.to_float(np.concatenate([e["image"] for e in examples]))
-    tokens = _concatenate([{k: v for k, v in stored[int(i)].items() if k in _TOKENS} for i in chosen])
+    tokens = concatenate([{k: v for k, v in stored[int(i)].items() if k in _TOKENS} for i in chosen])
     report = {
         "num_examples": len(stored),
         "files": len(metadata.files),
@@ -171,12 +171,12 @@ def _encode_shard(
             images = batch.pop("image")
             encoded = encode(loader.to_float(images.reshape(-1, *plan.image.shape)))
             encoded = {name: np.asarray(v).reshape(*images.shape[:2], *v.shape[1:]) for name, v in encoded.items()}
-            parts.append({**batch, **_compact(encoded, plan.tokens)})
-    return {name: values[: len(indices)] for name, values in _concatenate(parts).items()}
+            parts.append({**batch, **compact(encoded, plan.tokens)})
+    return {name: values[: len(indices)] for name, values in concatenate(parts).items()}
 
 
-def _compact(encoded: LocalBatch, tokens: TokenSpec) -> LocalBatch:
-    """Tokens in the types that caches hold: 16 bits suffice for ids of most codebooks and for latents."""
+def compact(encoded: LocalBatch, tokens: TokenSpec) -> LocalBatch:
+    """Tokens [examples variants n ...] in the types that caches hold: 16 bits suffice for most ids and for latents."""
     n, c = tokens.num_tokens, tokens.channels
     if tokens.kind == "discrete":
         ids = encoded["ids"]
@@ -203,7 +203,8 @@ def _decodable(tokens: dict[str, Array]) -> dict[str, Array]:
     return {"latents": jnp.asarray(tokens["mean"], jnp.float32)}
 
 
-def _concatenate(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def concatenate(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Batches, one after another, as one."""
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -212,7 +213,8 @@ def _psnr(images: Array, decoded: Array) -> float:
     return float(np.mean(10 * np.log10(4 / np.maximum(errors, 1e-12))))
 
 
-def _finish(folder: pathlib.Path) -> cache.Metadata:
+def finish(folder: pathlib.Path) -> cache.Metadata:
+    """Declares a cache complete once all processes have written their shards; all of them must call it."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("cache shards are written")
     if jax.process_index() == 0:

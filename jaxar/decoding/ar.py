@@ -59,29 +59,31 @@ def next_token(
     num_steps: int,
     draw: Draw,
     segments: int = 1,
+    first: int = 0,
 ) -> Int[Array, "b n"]:
     """Draws token after token, or block after block where `extend` gives logits for several tokens at once.
 
     Args:
       extend: (ids [b t] or `start`, step, state, stop) -> (logits [b t v], state); `stop` is a static bound on the
         number of steps done after this one, so that a cache need not be read further than it is filled.
-      start: what step 0 reads in place of ids (a condition); None is fine.
-      state: before step 0.
+      start: what the first step reads in place of ids (a condition); None is fine.
+      state: before the first step.
       keys: one per sample.
-      num_steps: calls of `extend`.
+      num_steps: where the steps end.
       segments: pieces of the loop, each with its own `stop`; more of them read less and compile longer.
+      first: number of the first step; those before are what `start` or `state` stands for.
     Returns:
-      n = num_steps t ids.
+      n = (num_steps - first) t ids.
     """
 
     def choose(logits: Array, step: Int[Array, ""] | int) -> Int[Array, "b t"]:
         count = logits.shape[1]
         return draw(logits, keys, step * count + jnp.arange(count))
 
-    stops = segment_stops(num_steps, segments)
-    logits, state = extend(start, 0, state, stops[0])
-    ids = choose(logits, 0)
-    pieces, first = [ids], 1
+    stops = [first + stop for stop in segment_stops(num_steps - first, segments)]
+    logits, state = extend(start, first, state, stops[0])
+    ids = choose(logits, first)
+    pieces, done = [ids], first + 1
     for stop in stops:
 
         def advance(carry: tuple[Array, State], step: Int[Array, ""], stop: int = stop) -> tuple[Any, Array]:
@@ -89,9 +91,9 @@ def next_token(
             ids = choose(logits, step)
             return (ids, state), ids
 
-        (ids, state), drawn = jax.lax.scan(advance, (ids, state), jnp.arange(first, stop))
-        pieces.append(jnp.moveaxis(drawn, 0, 1).reshape(ids.shape[0], (stop - first) * ids.shape[1]))
-        first = stop
+        (ids, state), drawn = jax.lax.scan(advance, (ids, state), jnp.arange(done, stop))
+        pieces.append(jnp.moveaxis(drawn, 0, 1).reshape(ids.shape[0], (stop - done) * ids.shape[1]))
+        done = stop
     return jnp.concatenate(pieces, axis=1)
 
 

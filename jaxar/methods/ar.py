@@ -105,19 +105,44 @@ class AR(Method):
         return Tokens(ids=self.roll_out(variables, cond, keys, options, functools.partial(lg.draw, options=options)))
 
     def roll_out(
-        self, variables: dict[str, Variables], cond: Cond, keys: Keys | None, options: Sampling, draw: ar.Draw
+        self,
+        variables: dict[str, Variables],
+        cond: Cond,
+        keys: Keys | None,
+        options: Sampling,
+        draw: ar.Draw,
+        given: Int[Array, "b t"] | None = None,
+        stop: int | None = None,
     ) -> Int[Array, "b n"]:
-        """The tokens that `draw` takes from the model's guided logits, one after another; `keys` are for it alone."""
+        """The tokens that `draw` takes from the model's guided logits, one after another; `keys` are for it alone.
+
+        Args:
+          given: the first tokens, which are not drawn; None for none.
+          stop: n, given tokens included; None for all.
+        """
         net = self.network
         scales = lg.guidance_scales(options, net.num_tokens)
+        prefix = given
         if lg.is_guided(scales):
             cond = conditions.doubled(cond, net.num_classes)
-        extend, cache = self.decoder(variables["model"], cond, options.unroll)
+            prefix = None if given is None else jnp.concatenate([given, given])
+        extend, cache = self.decoder(variables["model"], cond, options.unroll, prefix)
         extend = ar.guided(extend, scales)
-        return ar.next_token(extend, None, cache, keys, net.num_tokens, draw, options.segments)
+        first = 0 if given is None else given.shape[1]
+        drawn = ar.next_token(extend, None, cache, keys, stop or net.num_tokens, draw, options.segments, first)
+        return drawn if given is None else jnp.concatenate([given, drawn], axis=1)
 
-    def decoder(self, variables: Variables, cond: Cond, unroll: bool) -> tuple[ar.Extend, KVCache]:
-        """An `extend` for `decoding.ar.next_token` (None stands for the condition), and its empty cache."""
+    def roll_out_calls(self, given: int, stop: int) -> int:
+        """Sequential calls of the network in `roll_out`, for numbers of tokens."""
+        return stop - given
+
+    def decoder(
+        self, variables: Variables, cond: Cond, unroll: bool, given: Int[Array, "b t"] | None = None
+    ) -> tuple[ar.Extend, KVCache]:
+        """An `extend` for `decoding.ar.next_token`, and its empty cache.
+
+        None stands for the condition and the tokens that are `given`.
+        """
         net = self.network.clone(unroll=unroll)
         variables = cast_weights(variables, net.sizes.dtype)
         variables = split_layers(variables) if unroll else variables
@@ -127,7 +152,8 @@ class AR(Method):
             ids: Int[Array, "b t"] | None, step: Int[Array, ""] | int, cache: KVCache, stop: int
         ) -> tuple[Float[Array, "b t v"], KVCache]:
             if ids is None:
-                return net.apply(variables, cond, cache, net.prefix_len, method="prefill")
+                length = net.prefix_len + (0 if given is None else given.shape[1])
+                return net.apply(variables, cond, cache, length, given, method="prefill")
             x = net.apply(variables, ids, method="embed_tokens")
             return net.apply(variables, x, cache, pad, net.prefix_len + stop - 1, method="extend")
 

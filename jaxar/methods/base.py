@@ -224,6 +224,24 @@ class Method(abc.ABC):
         """Sequential calls of the network for one sample."""
         raise ConfigError(f"{type(self).__name__} has no sampler")
 
+    def pairs(self, variables: dict[str, Variables], cond: Cond, keys: Keys) -> Batch:
+        """What the teacher makes of noise: entries of a batch, which the losses read in place of a roll-out.
+
+        `python -m jaxar.pairs` stores them together with the keys, from which the losses draw the same noise again.
+
+        Args:
+          variables: of frozen parents.
+          cond: conditions with leading axis b.
+          keys: [b], one per pair; a pair depends on its own key and condition alone.
+        Returns:
+          "ids" [b n] or "latents" [b n c].
+        """
+        raise ConfigError(f"{type(self).__name__} learns from no pairs of noise and samples")
+
+    def pair_law(self) -> str | None:
+        """The options on which `pairs` depends; None for a method without. Pairs made by other ones are refused."""
+        return None
+
     def stage(self, step: int) -> Stage:
         """The stage that `step` belongs to."""
         return [s for s in self.stages() if s.start <= step][-1]

@@ -6,18 +6,21 @@ to one, and a point of the path from all noise to all tokens is
 
     X_k = (c(q_1) .. c(q_{k-1}), eps_k .. eps_n),    q = the teacher's tokens for the noise eps
 
-The student learns to name the end of the path from X_k, for a few k:
+`python -m jaxar.pairs` stores such pairs once for all steps. Without a store every step rolls the teacher out anew. The
+student learns to name the end of the path from X_k, for a few k:
 
     loss = mean over i >= k of  -log p(q_i | X_k) + value_weight |y_i - c(q_i)|^2
 
-with its two heads p and y. One call from X_1 gives all tokens. Another call from X_k keeps the tokens before k and puts
-the same noise back for the rest.
+with its two heads p and y. One call from X_1 gives all tokens. Another call from X_k keeps the tokens before k, or lets
+the teacher draw the last of them anew, and puts the same noise back for the rest. What the last call decides may stay
+the values y.
 
 Reference: Liu et al., Distilled Decoding 1: One-step Sampling of Image Auto-regressive Models with Flow Matching, 2025.
 Loss weights and the solver are not published; the perceptual loss of the published code is left out.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -30,7 +33,7 @@ from jaxar.diffusion import codebook
 from jaxar.methods import ar, next_scale
 from jaxar.methods.base import Batch, Cond, LossAux, LossSpec, Method, PlayerSpec, Task
 from jaxar.models import one_step
-from jaxar.tokenizers.base import Tokenizer, Tokens
+from jaxar.tokenizers.base import Tokenizer, Tokens, TokenSpec
 from jaxar.typing import Array, Bool, Float, Int, Key, Keys, Metrics, Params, Variables
 
 
@@ -69,9 +72,17 @@ class Config:
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """The `sample` section. `steps`: calls of the student, at most as many as `method.starts` has entries."""
+    """The `sample` section.
+
+    Attributes:
+      steps: calls of the student, at most as many as `method.starts` has entries.
+      split: tokens from this one on are values of the second head, not codes; None for codes alone.
+      resample: (n, m): before the call that starts at m the teacher draws tokens n..m-1 anew; None for never.
+    """
 
     steps: int = 1
+    split: int | None = None
+    resample: tuple[int, int] | None = None
 
     def __post_init__(self):
         if self.steps < 1:
@@ -110,26 +121,37 @@ class DD1(Method):
         self, variables: dict[str, Variables], batch: Batch, key: Key, step: Int[Array, ""]
     ) -> tuple[Float[Array, ""], LossAux]:
         """Cross-entropy in nats per token that is not yet decided, plus the weighted squared error of its value."""
-        noise_key, start_key, dropout_key = jax.random.split(key, 3)
-        labels = batch["label"]
-        noise = self.noise(jax.random.split(noise_key, labels.shape[0]))
-        ids = self.decide(variables, noise, labels)
-        starts = jax.random.choice(start_key, jnp.array(self.config.starts), labels.shape)
+        pair_key, start_key, dropout_key = jax.random.split(key, 3)
+        noise, ids = self.pair(variables, batch, pair_key)
+        starts = jax.random.choice(start_key, jnp.array(self.config.starts), (len(ids),))
         known = jnp.arange(self.num_tokens) < starts[:, None]
-        nll, error, correct = self._compare(variables, noise, ids, known, labels, dropout_key)
-        loss = nll + self.config.value_weight * error
-        return loss, LossAux({"nll": nll, "value_error": error, "agreement": correct})
+        figures = self._compare(variables, noise, ids, known, batch["label"], dropout_key)
+        means = {name: jnp.mean(figure, where=~known) for name, figure in figures.items()}
+        return means["nll"] + self.config.value_weight * means["value_error"], LossAux(means)
 
     def evaluate(self, variables: dict[str, Variables], batch: Batch, key: Key) -> Metrics:
-        """Figures of one call on new noise, with the labels of the batch: `nll`, `value_error` and `agreement`.
+        """Figures [b] of one call: `nll`, `value_error` and `agreement`.
 
         `agreement` is the share of tokens on which the student's first head and its teacher agree.
         """
-        labels = batch["label"]
-        noise = self.noise(jax.random.split(key, labels.shape[0]))
-        ids = self.decide(variables, noise, labels)
-        nll, error, correct = self._compare(variables, noise, ids, jnp.zeros(ids.shape, bool), labels, None)
-        return {"nll": nll, "value_error": error, "agreement": correct}
+        noise, ids = self.pair(variables, batch, key)
+        figures = self._compare(variables, noise, ids, jnp.zeros(ids.shape, bool), batch["label"], None)
+        return {name: jnp.mean(figure, axis=1) for name, figure in figures.items()}
+
+    def pair(
+        self, variables: dict[str, Variables], batch: Batch, key: Key
+    ) -> tuple[Float[Array, "b n e"], Int[Array, "b n"]]:
+        """Noise and the teacher's tokens for it: those of a batch of stored pairs, or new ones for its labels."""
+        if "noise_key" in batch:
+            return self.noise(jax.random.wrap_key_data(batch["noise_key"])), batch["ids"]
+        noise = self.noise(jax.random.split(key, len(batch["label"])))
+        return noise, self.decide(variables, noise, batch["label"])
+
+    def pairs(self, variables: dict[str, Variables], cond: Cond, keys: Keys) -> Batch:
+        return {"ids": self.decide(variables, self.noise(keys), cond["label"])}
+
+    def pair_law(self) -> str:
+        return f"{self.config.teacher}, flow_steps={self.config.flow_steps}"
 
     def _compare(
         self,
@@ -139,8 +161,8 @@ class DD1(Method):
         known: Bool[Array, "b n"],
         labels: Int[Array, "b"],
         dropout_key: Key | None,
-    ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
-        """Means over tokens that are not known: negative log-likelihood, squared error, agreement."""
+    ) -> dict[str, Float[Array, "b n"]]:
+        """Of each token: negative log-likelihood, squared error of the value, and whether the first head is right."""
         codes = self.tokenizer.codes(variables["tokenizer"])[ids]
         rngs = {} if dropout_key is None else {"dropout": dropout_key}
         logits, values = self.network.apply(
@@ -151,10 +173,11 @@ class DD1(Method):
             deterministic=not rngs,
             rngs=rngs,
         )
-        nll = optax.softmax_cross_entropy_with_integer_labels(logits, ids)
-        error = jnp.sum(jnp.square(values - codes), axis=-1)
-        correct = jnp.argmax(logits, axis=-1) == ids
-        return tuple(jnp.mean(figure, where=~known) for figure in (nll, error, correct.astype(jnp.float32)))
+        return {
+            "nll": optax.softmax_cross_entropy_with_integer_labels(logits, ids),
+            "value_error": jnp.sum(jnp.square(values - codes), axis=-1),
+            "agreement": (jnp.argmax(logits, axis=-1) == ids).astype(jnp.float32),
+        }
 
     def decide(
         self, variables: dict[str, Variables], noise: Float[Array, "b n e"], labels: Int[Array, "b"]
@@ -178,22 +201,69 @@ class DD1(Method):
         return jax.vmap(jax.vmap(of_token, (None, 0)), (0, None))(keys, jnp.arange(self.num_tokens))
 
     def sample(self, variables: dict[str, Variables], cond: Cond, keys: Keys, options: Sampling) -> Tokens:
-        if options.steps > len(self.config.starts):
-            raise ConfigError(
-                f"sample.steps={options.steps} must be at most {len(self.config.starts)}, as many as the student was "
-                f"trained to start from with method.starts={self.config.starts}"
-            )
+        self._check(options)
         noise, codes = self.noise(keys), self.tokenizer.codes(variables["tokenizer"])
+        first, stop = options.resample or (None, None)
         ids = jnp.zeros(noise.shape[:2], jnp.int32)
         for start in self.config.starts[: options.steps]:
+            if start == stop:
+                ids = self._drawn_anew(variables, ids, cond, keys, first, stop)
             known = jnp.broadcast_to(jnp.arange(self.num_tokens) < start, ids.shape)
-            values = jnp.where(known[..., None], codes[ids], noise)
-            logits = self.network.apply(variables["model"], values, known, cond["label"]).logits
+            inputs = jnp.where(known[..., None], codes[ids], noise)
+            logits, values = self.network.apply(variables["model"], inputs, known, cond["label"])
             ids = jnp.where(known, ids, jnp.argmax(logits, axis=-1))
-        return Tokens(ids=ids)
+        if options.split is None:
+            return Tokens(ids=ids)
+        tail = jnp.arange(self.num_tokens)[:, None] >= options.split
+        return Tokens(latents=jnp.where(tail, values, codes[ids]))
+
+    def _drawn_anew(
+        self,
+        variables: dict[str, Variables],
+        ids: Int[Array, "b n"],
+        cond: Cond,
+        keys: Keys,
+        first: int,
+        stop: int,
+    ) -> Int[Array, "b n"]:
+        """The tokens, of which the teacher has drawn those in [first, stop) by its ordinary sampler."""
+        apart = jax.vmap(jax.random.fold_in, (0, None))(keys, self.num_tokens)  # the noise has the keys themselves
+        draw = functools.partial(lg.draw, options=self.options)
+        teacher = {"model": variables["teacher"], "tokenizer": variables["tokenizer"]}
+        given = ids[:, :first] if first else None
+        drawn = self.teacher.roll_out(teacher, cond, apart, self.options, draw, given, stop)
+        return jnp.concatenate([drawn, ids[:, stop:]], axis=1)
 
     def network_calls(self, options: Sampling) -> int:
-        return options.steps
+        self._check(options)
+        return options.steps + (self.teacher.roll_out_calls(*options.resample) if options.resample else 0)
+
+    def _check(self, options: Sampling) -> None:
+        starts = self.config.starts[: options.steps]
+        if options.steps > len(starts):
+            raise ConfigError(
+                f"sample.steps={options.steps} must be at most {len(starts)}, as many as the student was "
+                f"trained to start from with method.starts={self.config.starts}"
+            )
+        if options.split is not None and not starts[-1] <= options.split < self.num_tokens:
+            raise ConfigError(
+                f"sample.split={options.split} must lie in {starts[-1]}..{self.num_tokens - 1}, what the last call "
+                "decides; None leaves all tokens codes"
+            )
+        if options.resample is None:
+            return
+        first, stop = options.resample
+        if stop not in starts[1:] or first not in _boundaries(self.tokenizer.spec) or first >= stop:
+            raise ConfigError(
+                f"sample.resample={options.resample} must end at the start of a later call, one of {starts[1:]} with "
+                f"sample.steps={options.steps}, and begin before it at the start of a token map"
+            )
+
+
+def _boundaries(spec: TokenSpec) -> list[int]:
+    """Numbers of tokens after which the next ones can be decided: the starts of token maps, of all raster tokens."""
+    lengths = spec.scale_lengths if spec.multiscale else (1,) * spec.num_tokens
+    return [sum(lengths[:k]) for k in range(len(lengths))]
 
 
 def _common(source: dict[str, Any], target: dict[str, Any]) -> dict[str, Any]:
@@ -215,18 +285,21 @@ def build(config: Config, model: Model, task: Task) -> DD1:
     chosen = dataclasses.asdict(config.teacher)
     if isinstance(teacher, ar.AR) and teacher.network.text is None:
         net = teacher.network
-        network = one_step.RasterStudent(net.sizes, net.vocab_size, net.grid, net.num_classes, channels=spec.channels)
-        options, allowed = ar.Sampling(**chosen, unroll=False), range(spec.num_tokens)
+        sizes = dataclasses.replace(net.sizes, dropout=0.0, drop_path=0.0)  # pairs are exact and as many as one likes
+        network = one_step.RasterStudent(sizes, net.vocab_size, net.grid, net.num_classes, channels=spec.channels)
+        # One piece, one layer: every other would compile the flow, or the layers, once more.
+        options = ar.Sampling(**chosen, segments=1, unroll=False)
     elif type(teacher) is next_scale.NextScale:  # those derived from it see and draw other things
         net = teacher.network
-        network = one_step.NextScaleStudent(net.sizes, net.vocab_size, net.scale_lengths, net.channels, net.num_classes)
-        lengths = spec.scale_lengths
-        options, allowed = next_scale.Sampling(**chosen), [sum(lengths[:k]) for k in range(len(lengths))]
+        sizes = dataclasses.replace(net.sizes, dropout=0.0, drop_path=0.0)
+        network = one_step.NextScaleStudent(sizes, net.vocab_size, net.scale_lengths, net.channels, net.num_classes)
+        options = next_scale.Sampling(**chosen)
     else:
         raise ConfigError(
             "method.name='dd1' needs a class-conditional teacher of the methods ar or next_scale; name its workdir in "
             "teacher.from_"
         )
+    allowed = _boundaries(spec)
     if wrong := [start for start in config.starts if start not in allowed]:
         raise ConfigError(f"method.starts={config.starts}: {wrong[0]} is not the start of a token map; use {allowed}")
     return DD1(network, config, teacher, options, task.tokenizer)

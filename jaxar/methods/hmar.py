@@ -213,9 +213,10 @@ class HMAR(next_scale.NextScale):
         options: Sampling,
         draw: ar.Draw | None = None,
         refine: ar.Refine | None = None,
+        num_scales: int | None = None,
     ) -> tuple[Int[Array, "b n"], Float[Array, "b h w c"]]:
         refine = refine or self._refine(variables, cond, keys, options)
-        return super().sample_with_features(variables, cond, keys, options, draw, refine)
+        return super().sample_with_features(variables, cond, keys, options, draw, refine, num_scales)
 
     def complete(
         self,

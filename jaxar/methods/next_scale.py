@@ -13,7 +13,7 @@ Golden: var_d2, var_d2_nol2, var_d2_sharedaln, var_d2_nol2_sharedaln
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -115,10 +115,33 @@ class NextScale(Method):
         return Tokens(ids=ids)
 
     def roll_out(
-        self, variables: dict[str, Variables], cond: Cond, keys: Keys | None, options: Sampling, draw: ar.Draw
+        self,
+        variables: dict[str, Variables],
+        cond: Cond,
+        keys: Keys | None,
+        options: Sampling,
+        draw: ar.Draw,
+        given: Int[Array, "b t"] | None = None,
+        stop: int | None = None,
     ) -> Int[Array, "b n"]:
-        """The tokens that `draw` takes from the model's guided logits, scale by scale; `keys` are for it alone."""
-        return self.sample_with_features(variables, cond, keys, options, draw)[0]
+        """The tokens that `draw` takes from the model's guided logits, scale by scale; `keys` are for it alone.
+
+        Args:
+          given: tokens of the first scales, which are not drawn; None for none.
+          stop: n, the tokens of given and drawn scales; None for all.
+        """
+        ends = np.cumsum(self.tokens.scale_lengths)
+
+        def keep(scale: int, inputs: Any, logits: Array, drawn: Int[Array, "b t"]) -> Int[Array, "b t"]:
+            return drawn if ends[scale] > given.shape[1] else given[:, ends[scale] - drawn.shape[1] : ends[scale]]
+
+        num_scales = None if stop is None else self.roll_out_calls(0, stop)
+        refine = None if given is None else keep
+        return self.sample_with_features(variables, cond, keys, options, draw, refine, num_scales)[0]
+
+    def roll_out_calls(self, given: int, stop: int) -> int:
+        """Sequential calls of the network in `roll_out`, for numbers of tokens; given scales take a call each too."""
+        return int(np.searchsorted(np.cumsum(self.tokens.scale_lengths), stop)) + 1
 
     def sample_with_features(
         self,
@@ -128,10 +151,11 @@ class NextScale(Method):
         options: Sampling,
         draw: ar.Draw | None = None,
         refine: ar.Refine | None = None,
+        num_scales: int | None = None,
     ) -> tuple[Int[Array, "b n"], Float[Array, "b h w c"]]:
         """Tokens (samples, unless `draw` says otherwise) and their feature maps f_hat, which the decoder reads.
 
-        `refine` as in `decoding.ar.next_scale`.
+        `refine` as in `decoding.ar.next_scale`; only the first `num_scales` are drawn unless it is None.
         """
         draw = draw or functools.partial(lg.draw, options=options)
         spec = self.tokens
@@ -142,7 +166,7 @@ class NextScale(Method):
         extend, cache = self.decoder(variables["model"], cond, options.unroll)
         next_input = functools.partial(self.tokenizer.next_input, variables["tokenizer"])
         extend = ar.guided(extend, scales)
-        return ar.next_scale(extend, next_input, f_hat, cache, keys, spec.scale_lengths, draw, refine)
+        return ar.next_scale(extend, next_input, f_hat, cache, keys, spec.scale_lengths[:num_scales], draw, refine)
 
     def decoder(self, variables: Variables, cond: Cond, unroll: bool) -> tuple[ar.Extend, KVCache | None]:
         """An `extend` for `decoding.ar.next_scale`, and its empty cache if the network has one."""

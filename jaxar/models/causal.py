@@ -190,11 +190,14 @@ class CausalTransformer(nn.Module):
         return self.head(self.norm(hidden)), cache
 
     def prefill(
-        self, cond: Cond, cache: kv.KVCache, kv_len: int | None = None
+        self, cond: Cond, cache: kv.KVCache, kv_len: int | None = None, ids: Int[Array, "b t"] | None = None
     ) -> tuple[Float[Array, "b 1 v"], kv.KVCache]:
-        """Puts the condition into an empty cache; returns the logits of the first image token."""
+        """Puts the condition, and the first image tokens if given, into an empty cache; returns the next logits."""
         pad = padding(cond) if "text_mask" in cond else None
-        hidden, cache = self._advance(self.embed_condition(cond), cache, pad, kv_len)
+        x = self.embed_condition(cond)
+        if ids is not None:
+            x = jnp.concatenate([x, self.embed_tokens(ids)], axis=1)
+        hidden, cache = self._advance(x, cache, pad, kv_len)
         return self.head(self.norm(hidden[:, -1:])), cache
 
     def _advance(

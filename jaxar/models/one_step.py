@@ -8,6 +8,7 @@ Reference: Liu et al., Distilled Decoding 1: One-step Sampling of Image Auto-reg
 The published next-scale student adds the noise-or-token embedding again in every block; here it is added once.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -42,7 +43,7 @@ class RasterStudent(causal.CausalTransformer):
 
     def setup(self):
         super().setup()
-        self.input_projection = _projection(self.sizes)
+        self.input_projection = _projection(self.sizes, self.channels)
         self.kind_embedding = _kinds(self.sizes)
         self.value_head = ValueHead(self.channels, self.sizes.dtype, self.sizes.param_dtype)
 
@@ -118,10 +119,11 @@ class ValueHead(nn.Module):
         return dense(x).astype(jnp.float32)
 
 
-def _projection(sizes: causal.Sizes) -> nn.Dense:
+def _projection(sizes: causal.Sizes, channels: int) -> nn.Dense:
+    """Noise of unit variance keeps it."""
     return nn.Dense(
         sizes.width,
-        kernel_init=logical(normal(_STDDEV), None, "embed"),
+        kernel_init=logical(normal(1 / math.sqrt(channels)), None, "embed"),
         bias_init=logical(nn.initializers.zeros, "embed"),
         dtype=sizes.dtype,
         param_dtype=sizes.param_dtype,

@@ -68,7 +68,10 @@ class TokenSpec:
 
 
 class Tokens(NamedTuple):
-    """A batch of token sequences: `ids` [b n] for discrete, `latents` [b n c] for continuous tokens."""
+    """A batch of token sequences: `ids` [b n] for discrete, `latents` [b n c] for continuous tokens.
+
+    `latents` of a discrete tokenizer are values in the space of its codes, for decoding alone.
+    """
 
     ids: Int[Array, "b n"] | None = None
     latents: Float[Array, "b n c"] | None = None
@@ -103,7 +106,7 @@ class Tokenizer(Protocol):
         """Tokens of images in [-1, 1]; `key=None` means the mean of a stochastic encoder."""
 
     def decode(self, variables: Variables, tokens: Tokens) -> Float[Array, "b h w c"]:
-        """Images clipped to [-1, 1]."""
+        """Images clipped to [-1, 1]; a discrete tokenizer reads `latents`, if there are any, in place of codes."""
 
     def codes(self, variables: Variables) -> Float[Array, "v c"]:
         """The vectors that the decoder reads for the ids of a discrete tokenizer."""

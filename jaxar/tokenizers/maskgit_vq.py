@@ -92,6 +92,10 @@ class MaskGITVQ:
         return self._net.apply({"params": variables["params"]}, images, method="encode")
 
     @typechecked
+    def codes(self, variables: Variables) -> Float[Array, "v e"]:
+        return variables["params"]["codebook"]
+
+    @typechecked
     def quantized(self, variables: Variables, ids: Int[Array, "b n"]) -> Float[Array, "b gh gw e"]:
         """The codes of `ids`: what the decoder reads."""
         return quantize.lookup(variables["params"]["codebook"], ids).reshape(ids.shape[0], *self.spec.grid, -1)
@@ -108,7 +112,11 @@ class MaskGITVQ:
 
     @typechecked
     def decode(self, variables: Variables, tokens: Tokens) -> Float[Array, "b h w c"]:
-        return jnp.clip(self.decode_features(variables, self.quantized(variables, tokens.ids)), -1, 1)
+        if tokens.latents is None:
+            quantized = self.quantized(variables, tokens.ids)
+        else:
+            quantized = tokens.latents.reshape(len(tokens.latents), *self.spec.grid, -1)
+        return jnp.clip(self.decode_features(variables, quantized), -1, 1)
 
     @typechecked
     def reconstruct(

@@ -110,9 +110,13 @@ class MultiscaleVQ:
     @typechecked
     def contribution(self, variables: Variables, scale: int, ids: Int[Array, "b s"]) -> Float[Array, "b gh gw e"]:
         """What the token map of `scale` (0-based) adds to the feature map: its codes, enlarged and smoothed by phi."""
+        return self.lifted(variables, scale, self.config.quantizer.codes(variables, ids))
+
+    @typechecked
+    def lifted(self, variables: Variables, scale: int, values: Float[Array, "b s e"]) -> Float[Array, "b gh gw e"]:
+        """As `contribution`, for codes or any values in their place."""
         params = variables["params"]
-        codes = self.config.quantizer.codes(variables, ids).reshape(ids.shape[0], *self.spec.scales[scale], -1)
-        enlarged = resize.bicubic(codes, self.spec.grid)
+        enlarged = resize.bicubic(values.reshape(len(values), *self.spec.scales[scale], -1), self.spec.grid)
         index, ratio = phi_index(scale, len(self.spec.scales), self.config.num_phi), self.config.phi_ratio
         smoothed = jax.lax.conv_general_dilated(
             enlarged,
@@ -138,7 +142,10 @@ class MultiscaleVQ:
     @typechecked
     def cumulative_features(self, variables: Variables, ids: Int[Array, "b n"]) -> Float[Array, "s b gh gw e"]:
         """`f_hat` after each scale for given ids."""
-        maps = [self.contribution(variables, k, part) for k, part in enumerate(self._split(ids))]
+        return self._sums(variables, self.config.quantizer.codes(variables, ids))
+
+    def _sums(self, variables: Variables, values: Float[Array, "b n e"]) -> Float[Array, "s b gh gw e"]:
+        maps = [self.lifted(variables, k, part) for k, part in enumerate(self._split(values))]
         return jnp.cumsum(jnp.stack(maps), axis=0)
 
     @typechecked
@@ -152,7 +159,10 @@ class MultiscaleVQ:
 
     @typechecked
     def decode(self, variables: Variables, tokens: Tokens) -> Float[Array, "b h w c"]:
-        return jnp.clip(self.decode_features(variables, self.cumulative_features(variables, tokens.ids)[-1]), -1, 1)
+        values = tokens.latents
+        if values is None:
+            values = self.config.quantizer.codes(variables, tokens.ids)
+        return jnp.clip(self.decode_features(variables, self._sums(variables, values)[-1]), -1, 1)
 
     @typechecked
     def teacher_input(self, variables: Variables, ids: Int[Array, "b n"]) -> Float[Array, "b m e"]:
@@ -197,8 +207,8 @@ class MultiscaleVQ:
     def project(self, params: Params, collections: dict[str, Any], key: Key) -> tuple[Params, dict[str, Any]]:
         return _code_use.project(params, collections, self.spec, self.config.quantizer.guard, key)
 
-    def _split(self, ids: Array) -> list[Array]:
-        return jnp.split(ids, np.cumsum(self.spec.scale_lengths)[:-1], axis=1)
+    def _split(self, tokens: Array) -> list[Array]:
+        return jnp.split(tokens, np.cumsum(self.spec.scale_lengths)[:-1], axis=1)
 
 
 def _init_phi(key: Key, num_phi: int, channels: int) -> dict[str, Any]:

@@ -121,7 +121,11 @@ class VQ:
 
     @typechecked
     def decode(self, variables: Variables, tokens: Tokens) -> Float[Array, "b h w c"]:
-        return jnp.clip(self.decode_features(variables, self.quantized(variables, tokens.ids)), -1, 1)
+        if tokens.latents is None:
+            quantized = self.quantized(variables, tokens.ids)
+        else:
+            quantized = tokens.latents.reshape(len(tokens.latents), *self.spec.grid, -1)
+        return jnp.clip(self.decode_features(variables, quantized), -1, 1)
 
     @typechecked
     def reconstruct(

@@ -14,6 +14,7 @@ import scipy.stats
 
 from jaxar.config import ConfigError
 from jaxar.decoding import logits as lg
+from jaxar.diffusion import codebook
 from jaxar.methods import ar, dd1, next_scale
 from jaxar.methods.base import Task
 from jaxar.models.one_step import Predictions, RasterStudent
@@ -98,7 +99,10 @@ def p_value(ids, expected):
     return scipy.stats.chisquare(*pooled, sum_check=False).pvalue
 
 
-@pytest.mark.parametrize("kind, build", [("raster", raster), ("multiscale", multiscale)])
+MOSTLY_RASTER = [("raster", raster), pytest.param("multiscale", multiscale, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("kind, build", MOSTLY_RASTER)
 def test_the_teacher_turns_noise_into_its_own_law(kind, build):
     count = 20_000
     for steps, exact in ((40, True), (2, False)):
@@ -143,33 +147,60 @@ def test_a_student_sees_its_own_value_and_earlier_ones(kind, build):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Oracle:
-    """A student that knows the answer, and keeps what it was asked."""
+    """A student that knows the answer, and keeps what it was asked; its values are 0.5 beside the codes."""
 
     ids: jax.Array
-    channels: int
+    codes: jax.Array
     asked: list
+
+    channels: int = 2
 
     def apply(self, variables, values, known, labels):
         self.asked.append((np.asarray(values), np.asarray(known)))
-        return Predictions(jax.nn.one_hot(self.ids, VOCAB), jnp.zeros((*self.ids.shape, self.channels)))
+        return Predictions(jax.nn.one_hot(self.ids, VOCAB), self.codes[self.ids] + 0.5)
 
 
 def test_later_calls_keep_tokens_and_put_the_same_noise_back():
     method = raster(starts=(0, 1, 3))
-    ids = jnp.array([[0, 2, 1, 1], [2, 2, 0, 1]])
-    oracle = Oracle(ids, 2, [])
+    ids, codes = jnp.array([[0, 2, 1, 1], [2, 2, 0, 1]]), VQ.codes(parents("raster")["tokenizer"])
+    oracle = Oracle(ids, codes, [])
     method = dataclasses.replace(method, network=oracle)
     keys = jax.random.split(jax.random.key(0), 2)
-    tokens = method.sample(
-        {**parents("raster"), "model": {}}, {"label": jnp.zeros(2, jnp.int32)}, keys, dd1.Sampling(3)
-    )
+    variables, cond = {**parents("raster"), "model": {}}, {"label": jnp.zeros(2, jnp.int32)}
+    tokens = method.sample(variables, cond, keys, dd1.Sampling(3))
     np.testing.assert_array_equal(tokens.ids, ids)
-    noise, codes = method.noise(keys), VQ.codes(parents("raster")["tokenizer"])
+    noise = method.noise(keys)
     assert len(oracle.asked) == method.network_calls(dd1.Sampling(3)) == 3
     for start, (values, known) in zip((0, 1, 3), oracle.asked):
         np.testing.assert_array_equal(known, np.broadcast_to(np.arange(4) < start, (2, 4)))
         np.testing.assert_array_equal(values[:, :start], codes[ids[:, :start]])
         np.testing.assert_array_equal(values[:, start:], noise[:, start:])
+
+
+def test_tokens_from_the_split_on_stay_values():
+    ids, codes = jnp.array([[0, 2, 1, 1]]), VQ.codes(parents("raster")["tokenizer"])
+    method = dataclasses.replace(raster(starts=(0, 1)), network=Oracle(ids, codes, []))
+    variables, cond = {**parents("raster"), "model": {}}, {"label": jnp.zeros(1, jnp.int32)}
+    for split in (1, 3):
+        tokens = method.sample(variables, cond, jax.random.split(jax.random.key(0), 1), dd1.Sampling(2, split=split))
+        assert tokens.ids is None
+        np.testing.assert_array_equal(tokens.latents, codes[ids] + 0.5 * (np.arange(4)[:, None] >= split))
+
+
+@pytest.mark.parametrize("kind, build", MOSTLY_RASTER)
+def test_a_teacher_goes_on_from_given_tokens(kind, build):
+    teacher, frozen = build(teacher=GUIDED).teacher, parents(kind)
+    variables = {"model": frozen["teacher"], "tokenizer": frozen["tokenizer"]}
+    options = {"raster": ar, "multiscale": next_scale}[kind].Sampling(guidance_scale=1.5, unroll=False)
+    cond, keys = {"label": jnp.arange(16) % 2}, jax.random.split(jax.random.key(1), 16)
+    draw = functools.partial(lg.draw, options=options)
+    whole = teacher.roll_out(variables, cond, keys, options, draw)
+    given, stop = (2, 3) if kind == "raster" else (1, 5)
+    rest = teacher.roll_out(variables, cond, keys, options, draw, whole[:, :given], stop)
+    np.testing.assert_array_equal(rest, whole[:, :stop])
+    other = teacher.roll_out(variables, cond, keys, options, draw, (whole[:, :given] + 1) % VOCAB, stop)
+    assert (other[:, given:] != rest[:, given:]).any()
+    assert teacher.roll_out_calls(given, stop) == (1 if kind == "raster" else 2)
 
 
 @pytest.mark.parametrize("kind, build", [("raster", raster), ("multiscale", multiscale)])
@@ -204,14 +235,34 @@ def test_mistakes_name_the_field(config, match):
         dd1.build(dd1.Config(), dd1.Model(), Task(IMAGE, CLASSES, VQ.spec, VQ))
 
 
+@pytest.mark.parametrize(
+    "options, match",
+    [
+        ({"steps": 0}, "sample.steps=0 must be at least 1"),
+        ({"steps": 4}, "sample.steps=4 must be at most 3"),
+        ({"steps": 2, "split": 0}, "sample.split=0 must lie in 1..3"),
+        ({"split": 4}, "sample.split=4 must lie in 0..3"),
+        ({"steps": 2, "resample": (0, 3)}, r"sample.resample=\(0, 3\) must end at .* one of \(1,\)"),
+        ({"steps": 3, "resample": (3, 3)}, r"sample.resample=\(3, 3\) .* begin before it"),
+        ({"resample": (0, 1)}, r"one of \(\) with sample.steps=1"),
+    ],
+)
+def test_sampling_options_that_do_not_fit_are_refused(options, match):
+    with pytest.raises(ConfigError, match=match):
+        raster(starts=(0, 1, 3)).network_calls(dd1.Sampling(**options))
+
+
 @dataclasses.dataclass(frozen=True)
 class Pair:
     """An enumerated teacher of two tokens, which agree with probability 0.95."""
 
-    def roll_out(self, variables, cond, keys, options, draw):
-        first = draw(jnp.zeros((len(cond["label"]), 1, 2)), keys, jnp.array([0]))
+    def roll_out(self, variables, cond, keys, options, draw, given=None, stop=2):
+        first = draw(jnp.zeros((len(cond["label"]), 1, 2)), keys, jnp.array([0])) if given is None else given
         agree = jnp.log(jnp.where(jnp.arange(2) == first, 0.95, 0.05))
-        return jnp.concatenate([first, draw(agree[:, None], keys, jnp.array([1]))], axis=1)
+        return jnp.concatenate([first, draw(agree[:, None], keys, jnp.array([1]))], axis=1)[:, :stop]
+
+    def roll_out_calls(self, given, stop):
+        return stop - given
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,6 +279,46 @@ def distance(ids):
     """Total variation between the pairs of ids and their law."""
     seen = np.bincount(np.asarray(ids) @ [2, 1], minlength=4) / len(ids)
     return 0.5 * np.abs(seen - [0.475, 0.025, 0.025, 0.475]).sum()
+
+
+@dataclasses.dataclass(frozen=True)
+class Exact:
+    """The map itself as a student: it goes on with the flow from the tokens that it is given."""
+
+    channels: int = 1
+    astray: bool = False  # in its first call, where nothing is known: all tokens 0
+
+    def apply(self, variables, values, known, labels):
+        log_probs = jnp.log(jnp.array([[0.95, 0.05], [0.05, 0.95]]))
+        codes, ids = Line().codes(None), []
+        for i, law in enumerate((jnp.zeros((len(labels), 2)), None)):
+            law = log_probs[ids[0]] if law is None else law
+            flown = codebook.codes_of_noise(values[:, i], codes, law, 50)
+            ids.append(jnp.where(known[:, i], (values[:, i, 0] > 0).astype(jnp.int32), flown))
+        ids = jnp.stack(ids, axis=1)
+        ids = jnp.where(self.astray & ~known.any(axis=1, keepdims=True), 0, ids)
+        return Predictions(jax.nn.one_hot(ids, 2), codes[ids])
+
+
+def sampled(method, options):
+    keys, cond = jax.random.split(jax.random.key(2), 20_000), {"label": jnp.zeros(20_000, jnp.int32)}
+    variables = {"model": {}, "teacher": {}, "tokenizer": {}}
+    return jax.jit(method.sample, static_argnums=3)(variables, cond, keys, options).ids
+
+
+def test_the_exact_map_gives_the_same_in_one_and_two_calls():
+    method = dd1.DD1(Exact(), dd1.Config(starts=(0, 1)), Pair(), ar.Sampling(), Line())
+    once = sampled(method, dd1.Sampling())
+    np.testing.assert_array_equal(sampled(method, dd1.Sampling(2)), once)
+    assert distance(once) < 0.015
+
+
+def test_the_teacher_corrects_what_it_draws_anew():
+    method = dd1.DD1(Exact(astray=True), dd1.Config(starts=(0, 1)), Pair(), ar.Sampling(), Line())
+    assert distance(sampled(method, dd1.Sampling(2))) > 0.4
+    options = dd1.Sampling(2, resample=(0, 1))
+    assert distance(sampled(method, options)) < 0.015
+    assert method.network_calls(options) == 3
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import pytest
 from jaxar.config import ConfigError, parse
 from jaxar.nn import quantize
 from jaxar.tokenizers import base, maskgit_vq
-from jaxar.tokenizers.base import ImageSpec
+from jaxar.tokenizers.base import ImageSpec, Tokens
 
 TINY = {"vocab_size": 12, "code_channels": 4, "channels": 4, "multipliers": (1, 2), "num_res_blocks": 1, "groups": 2}
 
@@ -28,6 +28,7 @@ def tiny(random_variables):
             features=tokenizer.features(variables, images),
             ids=tokens.ids,
             decoded=tokenizer.decode(variables, tokens),
+            from_codes=tokenizer.decode(variables, Tokens(latents=tokenizer.codes(variables)[tokens.ids])),
             trained=tokenizer.reconstruct(variables, images, None, train=True),
         )
 
@@ -42,6 +43,10 @@ def test_tokens_are_the_nearest_codes_and_decode_to_the_reconstruction(tiny):
     np.testing.assert_array_equal(tiny.ids, distances.argmin(-1).reshape(3, 16))
     assert len(np.unique(tiny.ids)) > 1
     np.testing.assert_allclose(tiny.decoded, jnp.clip(tiny.trained.images, -1, 1), atol=1e-5)
+
+
+def test_codes_may_be_given_in_place_of_ids(tiny):
+    np.testing.assert_allclose(tiny.from_codes, tiny.decoded, atol=1e-5)
 
 
 def test_own_loss_in_closed_form(tiny):

@@ -32,6 +32,7 @@ def tiny(random_variables):
             sums=tokenizer.cumulative_features(variables, tokens.ids),
             teacher=tokenizer.teacher_input(variables, tokens.ids),
             decoded=tokenizer.decode(variables, tokens),
+            from_codes=tokenizer.decode(variables, Tokens(latents=tokenizer.codes(variables)[tokens.ids])),
             trained=tokenizer.reconstruct(variables, images, None, train=True),
             evaluated=tokenizer.reconstruct(variables, images, None, train=False),
         )
@@ -79,6 +80,10 @@ def test_teacher_input_sees_coarser_scales_alone(tiny):
         changed = tiny.ids.at[:, token].set((tiny.ids[:, token] + 1) % 12)
         moved = np.abs(teacher(tiny.variables, changed) - tiny.teacher).max(axis=(0, 2)) > 1e-5
         assert not moved[:first_moved].any() and moved[first_moved:].any()
+
+
+def test_codes_may_be_given_in_place_of_ids(tiny):
+    np.testing.assert_allclose(tiny.from_codes, tiny.decoded, atol=1e-5)
 
 
 def test_own_loss_in_closed_form(tiny):

@@ -31,6 +31,7 @@ def tiny(random_variables):
             features=tokenizer.features(variables, images),
             ids=tokens.ids,
             decoded=tokenizer.decode(variables, tokens),
+            from_codes=tokenizer.decode(variables, Tokens(latents=tokenizer.codes(variables)[tokens.ids])),
             trained=tokenizer.reconstruct(variables, images, None, train=True),
             evaluated=tokenizer.reconstruct(variables, images, None, train=False),
             with_entropy=with_entropy.reconstruct(variables, images, None, train=True),
@@ -62,6 +63,10 @@ def test_codes_are_read_with_unit_length(tiny):
     assert quantized.shape == (3, 4, 4, 4)
     stored = np.asarray(tiny.variables["params"]["codebook"])[np.asarray(tiny.ids)].reshape(quantized.shape)
     np.testing.assert_allclose(quantized, stored / np.linalg.norm(stored, axis=-1, keepdims=True), rtol=1e-5)
+
+
+def test_codes_may_be_given_in_place_of_ids(tiny):
+    np.testing.assert_allclose(tiny.from_codes, tiny.decoded, atol=1e-5)
 
 
 def test_own_loss_in_closed_form(tiny):
