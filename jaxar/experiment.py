@@ -61,6 +61,9 @@ def prepare(config: dict[str, Any], folder: pathlib.Path) -> Setup:
     task = settings.build_task(described)
     method = settings.build_method(config, task)
     settings.build_sampling(config)
+    if not method.losses():
+        name = config["method"]["name"]
+        raise ConfigError(f"method.name={name!r} has nothing to train; give it as teacher.method to one that has")
     plan = Plan(
         method=method,
         optimizers=optim.build(config.get("optim") or {}, method, train.num_steps),
@@ -86,7 +89,7 @@ def describe(config: dict[str, Any], info: DataInfo, adopted: dict[str, Any]) ->
                 f"tokenizer={tokenizer!r} needs from_ (the workdir of a trained tokenizer) or name (one to train)"
             )
         tokenizer = {"name": tokenizer["name"], "options": {k: v for k, v in tokenizer.items() if k != "name"}}
-    return {
+    described = {
         "image": dataclasses.asdict(info.image),
         "num_classes": info.num_classes,
         "class_names": list(info.class_names),
@@ -94,8 +97,23 @@ def describe(config: dict[str, Any], info: DataInfo, adopted: dict[str, Any]) ->
         "text": dataclasses.asdict(info.text) if info.text else None,
         "tokens": dataclasses.asdict(info.tokens) if info.tokens else None,
         "tokenizer": tokenizer or None,
-        "teacher": adopted["teacher"]["described"] if "teacher" in adopted else None,
+        "teacher": None,
     }
+    return {**described, "teacher": _describe_teacher(config.get("teacher") or {}, adopted, described)}
+
+
+def _describe_teacher(section: dict[str, Any], adopted: dict[str, Any], task: dict[str, Any]) -> dict[str, Any] | None:
+    """The teacher's method and task: of another run, or for this run's own task in closed form (`teacher.method`)."""
+    if "teacher" in adopted:
+        return adopted["teacher"]["described"]
+    for key in section:
+        if key not in ("method", "model"):
+            raise unknown("key", f"teacher.{key}", ("teacher.method", "teacher.model"))
+    return (
+        {"config": {"method": section["method"], "model": section.get("model") or {}}, "task": task}
+        if section
+        else None
+    )
 
 
 def check_relations(train: settings.TrainConfig, evals: settings.EvalConfig, mesh: Mesh) -> None:

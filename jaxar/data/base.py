@@ -27,7 +27,8 @@ class Source(Protocol):
     """Random access to the examples of one split; safe to read from several threads.
 
     An example holds "label" (int) and either "image" (uint8 [h w c], any size) with an optional "caption" (str), or
-    pre-encoded tokens as `jaxar.data.cache` stores them.
+    pre-encoded tokens as `jaxar.data.cache` stores them. An image may also be float32, of the size that batches have;
+    its values are used as they are.
     """
 
     def __len__(self) -> int: ...
