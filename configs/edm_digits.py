@@ -1,4 +1,4 @@
-"""EDM over the pixels of 8x8 digits: a U-Net with attention over the 4x4 maps, 0.6M parameters.
+"""EDM over the pixels of 8x8 digits: a U-Net with attention over the 4x4 maps, 0.8M parameters.
 
     python -m jaxar.train --config=configs/edm_digits.py --workdir=out/edm_digits
 

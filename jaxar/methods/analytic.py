@@ -43,10 +43,10 @@ class Config:
     sigma_max: float = 80.0
 
     def __post_init__(self):
-        _ = self.edm  # refuses deviations that it cannot have
+        _ = self.edm_config  # refuses deviations that it cannot have
 
     @property
-    def edm(self) -> edm.Config:
+    def edm_config(self) -> edm.Config:
         """Of students on "ve"."""
         return edm.Config(self.sigma_min, self.sigma_max)
 
@@ -129,7 +129,7 @@ class Analytic(denoisers.Denoiser):
         """A small network on the same path."""
         network = vector.VectorNetwork(self.students, self.canvas.shape[-1], self.labels)
         if self.config.path == "ve":
-            return edm.EDM(network, self.canvas, self.config.edm)
+            return edm.EDM(network, self.canvas, self.config.edm_config)
         return flow_matching.FlowMatching(network, self.canvas, flow_matching.Config(self.config.path))
 
 

@@ -24,10 +24,8 @@ CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 BATCH = 8
 # What takes long and hardly differs between methods runs for these in every suite, for the others in the slow one.
 ALWAYS = ("ar_digits", "next_scale_digits")
-CLOSED_FORM = (
-    "analytic",
-    "enumerated",
-)  # teachers without anything to train, and so without a configuration of their own
+# Teachers without anything to train, and so without a configuration of their own.
+CLOSED_FORM = ("analytic", "enumerated")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
