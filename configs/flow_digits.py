@@ -2,7 +2,8 @@
 
     python -m jaxar.train --config=configs/flow_digits.py --workdir=out/flow_digits
 
-The argument `cosine` trains on the path of constant variance.
+The argument `cosine` trains on the path of constant variance, `unet` a U-Net of about the same size in place of the
+transformer.
 """
 
 from common import base, check_argument
@@ -10,7 +11,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    check_argument(arg, "smoke", "cosine")
+    check_argument(arg, "smoke", "cosine", "unet")
     config = base()
     config.data = {"name": "digits"}
     config.model = {"num_layers": 4, "width": 96, "num_heads": 4, "patch_size": 2}
@@ -25,6 +26,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.train = {"num_steps": 3000, "batch_size": 64, "checkpoint_every": 500}
     config.sample = {"solver": "heun", "num_steps": 16, "guidance_scale": 1.5}
     config.eval = {"every": 500, "sample_every": 3000, "reference": "digits", "ema": "0.995"}
+    if arg == "unet":
+        config.model = {"name": "unet", "channels": 32, "multipliers": (1, 2), "num_blocks": 1, "attention": (4,)}
     if arg == "smoke":
         config.model.update({"num_layers": 2, "width": 32, "num_heads": 2})
         config.sample.update({"num_steps": 3})

@@ -28,7 +28,8 @@ def parse(cls: type, values: Mapping[str, Any], path: str) -> Any:
 
     Args:
       cls: a dataclass; nested dataclasses, tuples, Literals, optionals and plain scalars are understood, and unions of
-        dataclasses that each have a Literal field `name`, by which the section chooses.
+        dataclasses that each have a Literal field `name`, by which the section chooses. If `cls` itself is such a
+        union, a section without `name` means its first member.
       values: the section's keys. Lists become tuples and integers are accepted where a float is asked for.
       path: where the section sits in the configuration ("model", "optim.players.critic"); used in messages.
     Returns:
@@ -37,7 +38,10 @@ def parse(cls: type, values: Mapping[str, Any], path: str) -> Any:
       ConfigError: unknown, missing or ill-typed keys, or a relation that `cls.__post_init__` refuses.
     """
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{path}={values!r} must be a section with keys {', '.join(_fields(cls))}")
+        raise ConfigError(f"{path}={values!r} must be {_describe(cls)}")
+    if isinstance(cls, types.UnionType):
+        members = typing.get_args(cls)
+        cls = _named(members, {"name": _name(members[0]), **values}, path)
     fields = _fields(cls)
     for key in values:
         if key not in fields:
@@ -80,12 +84,16 @@ def _describe(hint: Any) -> str:
 
 def _named(classes: Iterable[type], value: Mapping[str, Any], where: str) -> type:
     """The one of several dataclasses whose field `name`, a Literal, allows the section's."""
-    known = {typing.get_args(typing.get_type_hints(cls)["name"])[0]: cls for cls in classes}
+    known = {_name(cls): cls for cls in classes}
     if "name" not in value:
         raise ConfigError(f"{where}.name is missing; it must be one of {', '.join(known)}")
     if value["name"] not in known:
         raise unknown(f"value of {where}.name", value["name"], known)
     return known[value["name"]]
+
+
+def _name(cls: type) -> str:
+    return typing.get_args(typing.get_type_hints(cls)["name"])[0]
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:

@@ -60,6 +60,9 @@ def prepare(config: dict[str, Any], folder: pathlib.Path) -> Setup:
     described = describe(config, info, adopted)
     task = settings.build_task(described)
     method = settings.build_method(config, task)
+    if not method.losses():
+        name = config["method"]["name"]
+        raise ConfigError(f"method.name={name!r} has nothing to train; give it as teacher.method to one that has")
     if (options := settings.build_sampling(config)) is not None:
         method.network_calls(options)  # refuses options that do not fit the method
     plan = Plan(
@@ -88,7 +91,7 @@ def describe(config: dict[str, Any], info: DataInfo, adopted: dict[str, Any]) ->
                 f"tokenizer={tokenizer!r} needs from_ (the workdir of a trained tokenizer) or name (one to train)"
             )
         tokenizer = {"name": tokenizer["name"], "options": {k: v for k, v in tokenizer.items() if k != "name"}}
-    return {
+    described = {
         "image": dataclasses.asdict(info.image),
         "num_classes": info.num_classes,
         "class_names": list(info.class_names),
@@ -96,8 +99,23 @@ def describe(config: dict[str, Any], info: DataInfo, adopted: dict[str, Any]) ->
         "text": dataclasses.asdict(info.text) if info.text else None,
         "tokens": dataclasses.asdict(info.tokens) if info.tokens else None,
         "tokenizer": tokenizer or None,
-        "teacher": adopted["teacher"]["described"] if "teacher" in adopted else None,
+        "teacher": None,
     }
+    return {**described, "teacher": _describe_teacher(config.get("teacher") or {}, adopted, described)}
+
+
+def _describe_teacher(section: dict[str, Any], adopted: dict[str, Any], task: dict[str, Any]) -> dict[str, Any] | None:
+    """The teacher's method and task: of another run, or for this run's own task in closed form (`teacher.method`)."""
+    if "teacher" in adopted:
+        return adopted["teacher"]["described"]
+    for key in section:
+        if key not in ("method", "model"):
+            raise unknown("key", f"teacher.{key}", ("teacher.method", "teacher.model"))
+    return (
+        {"config": {"method": section["method"], "model": section.get("model") or {}}, "task": task}
+        if section
+        else None
+    )
 
 
 def check_relations(train: settings.TrainConfig, evals: settings.EvalConfig, mesh: Mesh) -> None:

@@ -2,7 +2,7 @@
 
 import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,17 +11,18 @@ from jax.sharding import Mesh
 from jaxar import checkpoints, settings, weights, workdir
 from jaxar.config import ConfigError, parse
 from jaxar.methods.base import Method, Task
-from jaxar.typing import Variables
+from jaxar.typing import Key, Variables
 
 NAMES = ("tokenizer", "teacher")
 
 
 def sections(config: Mapping[str, Any], child: pathlib.Path) -> dict[str, settings.Parent]:
-    """The parents of the workdir `child`. A teacher's tokenizer is the child's unless its configuration names one."""
+    """The parents of the workdir `child` that are runs. A teacher's tokenizer is the child's unless it names one."""
     named = {}
     for name in NAMES:
         section = config.get(name) or {}
-        if "from_" in section or (name == "teacher" and section):  # a tokenizer may also be trained here
+        # A tokenizer may also be trained here, and a teacher in closed form be described here.
+        if "from_" in section or (name == "teacher" and section and "method" not in section):
             named[name] = parse(settings.Parent, section, name)
     if "teacher" in named and not config.get("tokenizer"):
         origin = named["teacher"].from_
@@ -88,14 +89,29 @@ def _copy(source: pathlib.Path, target: pathlib.Path) -> dict[str, Any]:
 
 
 def load_adopted(child: pathlib.Path, task: Task, mesh: Mesh) -> dict[str, Variables]:
-    """Variables of all adopted parents, by name."""
+    """Variables of all adopted parents, by name, and of a teacher in closed form, which has no weights to adopt.
+
+    Raises:
+      ConfigError: the teacher has weights, and there is no copy of them.
+    """
     frozen = {}
     inits = {"tokenizer": task.tokenizer.init if task.tokenizer else None, "teacher": _first_init(task.teacher)}
     for name in NAMES:
         folder = child / "parents" / name
         if (folder / "parent.json").is_file():
             frozen[name] = checkpoints.load_tree(folder / "weights", weights.abstract_variables(inits[name], mesh))
+    if task.teacher is not None and "teacher" not in frozen:
+        frozen["teacher"] = _without_weights(inits["teacher"], mesh)
     return frozen
+
+
+def _without_weights(init: Callable[[Key], Variables], mesh: Mesh) -> Variables:
+    abstract = weights.abstract_variables(init, mesh)
+    if jax.tree.leaves(abstract):
+        raise ConfigError(
+            "teacher.method names a method with weights; train it, and name its workdir in teacher.from_ instead"
+        )
+    return abstract
 
 
 def _first_init(method: Method | None):

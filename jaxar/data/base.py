@@ -28,6 +28,7 @@ class Source(Protocol):
 
     An example holds "label" (int) and either "image" (uint8 [h w c], any size) with an optional "caption" (str), or
     pre-encoded tokens as `jaxar.data.cache` stores them. "micro" (float32 [m]), micro-conditions, reaches batches too.
+    An image may also be float32, of the size that batches have; its values are used as they are.
     """
 
     def __len__(self) -> int: ...

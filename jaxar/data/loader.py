@@ -80,7 +80,7 @@ def training_set(
       config, batch_size, seed: as in `train_batches`.
       rows: rows of the global batch to prepare; default: all.
     Returns:
-      Batches as `train_batches` describes, images still uint8.
+      Batches as `train_batches` describes, images as the source has them.
     """
     source = open_split(config, "train")
     augment, generators = Augment(config), grain.experimental.RngPool(seed)
@@ -98,7 +98,7 @@ def training_set(
 def evaluation_set(
     config: DataConfig, split: str, *, batch_size: int, rows: Sequence[int] | None = None
 ) -> grain.MapDataset:
-    """The batches of `eval_batches` in host memory, images still uint8; arguments as in `training_set`."""
+    """The batches of `eval_batches` in host memory, images as the source has them; arguments as in `training_set`."""
     source = open_split(config, split)
     center = Center(config)
 
@@ -192,6 +192,6 @@ def _send(local: LocalBatch, rows: np.ndarray, batch_size: int, sharding: NamedS
         return jax.make_array_from_callback((batch_size, *values.shape[1:]), sharding, shard)
 
     batch = {name: global_array(values) for name, values in local.items()}
-    if "image" in batch:  # bytes travel, floats are made on the device
+    if "image" in batch and batch["image"].dtype == jnp.uint8:  # bytes travel, floats are made on the device
         batch["image"] = to_float(batch["image"])
     return batch

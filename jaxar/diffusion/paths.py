@@ -1,4 +1,4 @@
-"""Noise paths in continuous time, from data at t = 0 to noise at t = 1, and what a network may predict on them.
+"""Noise paths in continuous time, from data at t = 0 to noise, and what a network may predict on them.
 
     x_t = alpha(t) x_0 + sigma(t) noise,    velocity = alpha'(t) x_0 + sigma'(t) noise
 
@@ -49,6 +49,11 @@ def cosine(t: Any) -> Point:
     return Point(cos, sin, -angle * sin, angle * cos)
 
 
+def variance_exploding(t: Any) -> Point:
+    """Noise of deviation t is added to the data, which stay as they are: alpha = 1, sigma = t, without a last time."""
+    return Point(t**0, t, 0 * t, t**0)
+
+
 def tabulated(alphas: Float[np.ndarray, "n"]) -> Path:
     """The path of constant variance through a process of n steps: alpha(i / n) = alphas[i - 1], alpha(0) = 1.
 
@@ -68,7 +73,7 @@ def tabulated(alphas: Float[np.ndarray, "n"]) -> Path:
     return path
 
 
-PATHS: dict[str, Path] = {"linear": linear, "cosine": cosine}
+PATHS: dict[str, Path] = {"linear": linear, "cosine": cosine}  # those that reach noise alone, at t = 1
 
 
 @typechecked

@@ -19,6 +19,7 @@ from jaxar.typing import Array, Float, Int
 
 Denoise = Callable[[Float[Array, "b *n"], Float[Array, "b"]], Float[Array, "b *n"]]  # (x, time) -> expectation of x_0
 Noise = Callable[[Int[Array, ""]], Float[Array, "b *n"]]  # number of the call -> noise
+_POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(64)  # of integrals over [-1, 1]
 
 
 class Table(NamedTuple):
@@ -41,7 +42,7 @@ class Table(NamedTuple):
 
 
 def sample(table: Table, denoise: Denoise, start: Float[Array, "b *n"], noise: Noise) -> Float[Array, "b *n"]:
-    """Follows the table from `start`, standard normal noise where the path has no signal, to data."""
+    """Follows the table from `start`, normal noise of the path's first deviation, to data."""
     history = jnp.zeros((table.state.shape[1], *start.shape), start.dtype)
     stochastic = bool(np.any(table.noise))
     rows = jax.tree.map(lambda column: jnp.asarray(column, jnp.float32), table)
@@ -69,27 +70,45 @@ def euler(path: Path, times: Float[np.ndarray, "m"]) -> Table:
     Args:
       times: falling; noise comes first.
     """
-    gap, of_x, of_denoised = _velocity(path, times)
+    gap, (of_x, of_denoised) = np.diff(times), _velocity(path, times[:-1])
     return Table(times[:-1], (1 + gap * of_x)[:, None], (gap * of_denoised)[:, None], np.zeros(len(gap)))
 
 
-def heun(path: Path, times: Float[np.ndarray, "m"]) -> Table:
+def heun(path: Path, times: Float[np.ndarray, "m"], raised: Float[np.ndarray, "m-1"] | None = None) -> Table:
     """Euler steps, each improved by the mean of the velocities at its ends, except for the last; 2 m - 3 calls.
 
-    Reference: Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models, 2022, Alg. 1, in the
-    time of the path.
+    Args:
+      times: as in `euler`.
+      raised: noisier times, to which fresh noise carries x before each step that leaves `times[:-1]`; None for none.
+        The sampler's start belongs to the first of them.
+
+    Reference: Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models, 2022, Alg. 1 and 2, in
+    the time of the path.
     """
-    gap, of_x, of_denoised = _velocity(path, times)
-    state, denoised, called = [], [], []
+    raised = times[:-1] if raised is None else raised
+    ends = times[1:-1]
+    gap, (of_x, of_denoised) = times[1:] - raised, _velocity(path, raised)
+    end_of_x, end_of_denoised = _velocity(path, ends)
+    kept, fresh = _rise(path, ends, raised[1:])
+    state, denoised, noise, called = [], [], [], []
     for i, h in enumerate(gap):
         state.append([1 + h * of_x[i], 0])
         denoised.append([h * of_denoised[i], 0])
-        called.append(times[i])
-        if i + 1 < len(gap):
-            state.append([h / 2 * of_x[i + 1], 1 + h / 2 * of_x[i]])
-            denoised.append([h / 2 * of_denoised[i + 1], h / 2 * of_denoised[i]])
-            called.append(times[i + 1])
-    return Table(np.array(called), np.array(state), np.array(denoised), np.zeros(len(called)))
+        noise.append(0)
+        called.append(raised[i])
+        if i < len(ends):
+            state.append(kept[i] * np.array([h / 2 * end_of_x[i], 1 + h / 2 * of_x[i]]))
+            denoised.append(kept[i] * np.array([h / 2 * end_of_denoised[i], h / 2 * of_denoised[i]]))
+            noise.append(fresh[i])
+            called.append(ends[i])
+    return Table(np.array(called), np.array(state), np.array(denoised), np.array(noise))
+
+
+def _rise(path: Path, times: np.ndarray, raised: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """From times to noisier ones by fresh noise: the weight of x, and the deviation of the noise."""
+    before, after = path(times), path(raised)
+    kept = after.alpha / before.alpha
+    return kept, np.sqrt(np.maximum(after.sigma**2 - (kept * before.sigma) ** 2, 0))
 
 
 def euler_maruyama(path: Path, times: Float[np.ndarray, "m"]) -> Table:
@@ -99,7 +118,7 @@ def euler_maruyama(path: Path, times: Float[np.ndarray, "m"]) -> Table:
 
     Reference: Ma et al., SiT, 2024, Eq. 6 and Sec. 3.4, with w_t = sigma_t.
     """
-    gap, of_x, of_denoised = _velocity(path, times)
+    gap, (of_x, of_denoised) = np.diff(times), _velocity(path, times[:-1])
     at = path(times[:-1])
     # half the noise's variance along the score (alpha D - x) / sigma^2
     pull = -gap * at.sigma / 2 / at.sigma**2
@@ -109,11 +128,11 @@ def euler_maruyama(path: Path, times: Float[np.ndarray, "m"]) -> Table:
     return Table(times[:-1], state[:, None], denoised[:, None], noise)
 
 
-def _velocity(path: Path, times: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Length of each step (negative), and weights of x and of D in the velocity at its start."""
-    at = path(times[:-1])
+def _velocity(path: Path, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weights of x and of D in the velocity."""
+    at = path(times)
     of_x = at.sigma_slope / at.sigma
-    return np.diff(times), of_x, at.alpha_slope - at.alpha * of_x
+    return of_x, at.alpha_slope - at.alpha * of_x
 
 
 class Levels(NamedTuple):
@@ -156,3 +175,51 @@ def dpm_solver(visited: Levels) -> Table:
     more[1:-1] = gap[1:-1] / gap[:-2] / 2
     denoised = plain.denoised * np.stack([1 + more, -more], axis=1)
     return Table(plain.times, np.pad(plain.state, ((0, 0), (0, 1))), denoised, plain.noise)
+
+
+def deis(path: Path, times: Float[np.ndarray, "m"], order: int) -> Table:
+    """Adams-Bashforth steps in sigma / alpha with the estimated noise extrapolated through the last `order` calls.
+
+    With y = x / alpha and rho = sigma / alpha the flow is dy = noise drho. The noise is a polynomial in the time of the
+    path through what the last calls estimated, and its integral over rho is exact. The first steps have fewer calls to
+    look back on, and so lower orders; the first one is DDIM.
+
+    Args:
+      times: falling; the path must have no signal at the first alone, if anywhere.
+      order: calls looked at, 1 to 3.
+
+    Reference: Zhang & Chen, Fast Sampling of Diffusion Models with Exponential Integrator, 2023, Eq. 15 (tAB-DEIS).
+    """
+    at, plain = path(times), ddim(levels(path, times))
+    state, denoised = np.zeros((2, len(times) - 1, order))
+    state[0, 0], denoised[0, 0] = plain.state[0, 0], plain.denoised[0, 0]
+    for i in range(1, len(times) - 1):
+        seen = i - np.arange(min(order, i + 1))
+        weights = at.alpha[i + 1] * _lagrange_integrals(path, times[seen], times[i + 1])
+        state[i, 0] = at.alpha[i + 1] / at.alpha[i]
+        state[i, : len(seen)] += weights / at.sigma[seen]
+        denoised[i, : len(seen)] = -weights * at.alpha[seen] / at.sigma[seen]
+    return Table(times[:-1], state, denoised, np.zeros(len(state)))
+
+
+def _lagrange_integrals(path: Path, nodes: Float[np.ndarray, "k"], end: float) -> Float[np.ndarray, "k"]:
+    """Integrals over rho = sigma / alpha, from the first node's to the end's, of the polynomials in time that are 1 at
+    one node and 0 at the others.
+
+    By parts, so that they sum to the difference in rho whatever the quadrature.
+    """
+    half = (end - nodes[0]) / 2
+    inner = nodes[0] + half * (_POINTS + 1)
+
+    def rho(t: np.ndarray) -> np.ndarray:
+        at = path(t)
+        return at.sigma / at.alpha
+
+    start_rho, end_rho = rho(np.array([nodes[0], end]))
+    result = np.zeros(len(nodes))
+    for j, node in enumerate(nodes):
+        others = np.delete(nodes, j)
+        basis = np.poly1d(others, r=True) / np.prod(node - others)
+        change = half * np.sum(_WEIGHTS * basis.deriv()(inner) * rho(inner))
+        result[j] = basis(end) * end_rho - basis(nodes[0]) * start_rho - change
+    return result

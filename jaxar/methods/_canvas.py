@@ -109,6 +109,12 @@ def normal(keys: Keys, shape: tuple[int, ...], number: Int[Array, ""] | int) -> 
     return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, number), shape))(keys)
 
 
+def check_order(order: int) -> None:
+    """Refuses orders that `solvers.deis` has no table for."""
+    if not 1 <= order <= 3:
+        raise ConfigError(f"sample.order={order} must lie in 1..3")
+
+
 def check_label_drop(rate: float) -> None:
     """Refuses a share outside [0, 1]."""
     if not 0 <= rate <= 1:

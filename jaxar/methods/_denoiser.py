@@ -88,7 +88,7 @@ def of_teacher(task: Task, method: str) -> Denoiser:
     if not isinstance(task.teacher, Denoiser):
         given = "none" if task.teacher is None else type(task.teacher).__name__
         raise ConfigError(
-            f"method.name={method!r} needs a diffusion teacher (flow_matching, diffusion), there is {given}; name its "
-            "workdir in teacher.from_"
+            f"method.name={method!r} needs a diffusion teacher (flow_matching, diffusion, edm), there is {given}; name "
+            "its workdir in teacher.from_, or one in closed form in teacher.method"
         )
     return task.teacher

@@ -49,7 +49,8 @@ class Task:
       tokens: the tokens that the model sees, None for a method over pixels.
       tokenizer: the tokenizer itself, for methods that need its functions (next-scale inputs, tokenizer training).
       text: the text features of the batches, None without text.
-      teacher: the method of the run named by `teacher.from_`; its variables are `variables["teacher"]`.
+      teacher: the method of the run named by `teacher.from_`, or of `teacher.method`; its variables are
+        `variables["teacher"]`.
     """
 
     image: ImageSpec

@@ -1,4 +1,4 @@
-"""Denoising diffusion of pixels or latents by a transformer that predicts the noise and its variance (DiT).
+"""Denoising diffusion of pixels or latents by a network that predicts the noise and its variance (DiT).
 
     x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise,    loss = |noise - prediction|^2 + bound of the variance
 
@@ -21,11 +21,11 @@ from jaxar.methods import _canvas as canvases
 from jaxar.methods import _conditions as conditions
 from jaxar.methods import _denoiser as denoisers
 from jaxar.methods.base import Batch, Cond, LossAux, LossSpec, PlayerSpec, Task, mean_of_valid
-from jaxar.models import dit
+from jaxar.models import maps
 from jaxar.tokenizers.base import Tokens
 from jaxar.typing import Array, Float, Int, Key, Keys, Metrics, Variables
 
-Model = dit.Sizes
+Model = maps.Sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,21 +56,26 @@ class Sampling(canvases.Guidance):
 
     Attributes:
       respacing: the steps that are kept, as in `Process`: "250" so many, evenly spaced.
-      solver: "ancestral" draws the reverse steps with the network's variance; "ddim" and "dpm_solver" use its estimate
-        of the data alone and draw nothing after the start.
+      solver: "ancestral" draws the reverse steps with the network's variance; "ddim", "dpm_solver" (second order) and
+        "deis" of order `order`, 1 to 3, use its estimate of the data alone and draw nothing after the start.
       clip: whether the estimate of the data is clipped to [-1, 1], for pixels.
     """
 
     respacing: str = "250"
-    solver: Literal["ancestral", "ddim", "dpm_solver"] = "ancestral"
+    solver: Literal["ancestral", "ddim", "dpm_solver", "deis"] = "ancestral"
     clip: bool = False
+    order: int = 3
+
+    def __post_init__(self):
+        super().__post_init__()
+        canvases.check_order(self.order)
 
 
 @dataclasses.dataclass(frozen=True)
 class Diffusion(denoisers.Denoiser):
     """One network, one loss."""
 
-    network: dit.DiT
+    network: maps.Network
     canvas: canvases.Canvas
     config: Config
 
@@ -149,8 +154,16 @@ class Diffusion(denoisers.Denoiser):
             t = index.astype(jnp.int32)
             return ddpm.reverse(tables, x, t, predict(x, jnp.asarray(tables.timesteps)[t]), options.clip).denoised
 
-        make = {"ddim": solvers.ddim, "dpm_solver": solvers.dpm_solver}[options.solver]
-        return self.canvas.tokens(solvers.sample(make(visited(tables)), denoise, start, noise))
+        return self.canvas.tokens(solvers.sample(self._table(options), denoise, start, noise))
+
+    def _table(self, options: Sampling) -> solvers.Table:
+        """Of a solver that draws nothing; its calls are told the indices of the shortened process."""
+        process = self._shortened(options)
+        levels = visited(process.tables)
+        if options.solver != "deis":
+            return {"ddim": solvers.ddim, "dpm_solver": solvers.dpm_solver}[options.solver](levels)
+        times = np.append((np.array(process.kept[::-1]) + 1) / process.base_steps, 0.0)
+        return solvers.deis(self.path, times, options.order)._replace(times=levels.times)
 
     def predict(self, model: Variables, cond: Cond, options: Sampling) -> canvases.Predict:
         """The guided network: (x, timesteps of the whole process) -> noise and variance."""
@@ -179,8 +192,8 @@ def build(config: Config, model: Model, task: Task) -> Diffusion:
     """The method for pixels or continuous tokens, conditional on the class.
 
     Raises:
-      ConfigError: other tokens, or maps that the patches do not divide.
+      ConfigError: other tokens, or maps that the network cannot have.
     """
     canvas = canvases.canvas(task, "diffusion")
-    model.grid(canvas.shape)
-    return Diffusion(dit.DiT(model, canvas.shape, 2 * canvas.shape[-1], task.num_classes), canvas, config)
+    network = maps.network(model, canvas.shape, 2 * canvas.shape[-1], task.num_classes, config.base_steps)
+    return Diffusion(network, canvas, config)

@@ -1,4 +1,4 @@
-"""Flow matching of pixels or latents: a transformer predicts the velocity from data to noise (SiT).
+"""Flow matching of pixels or latents: a network predicts the velocity from data to noise (SiT).
 
     x_t = alpha(t) x_0 + sigma(t) noise,    loss = |velocity of x_t - prediction|^2,    t uniform in [0, 1]
 
@@ -23,11 +23,11 @@ from jaxar.methods import _canvas as canvases
 from jaxar.methods import _conditions as conditions
 from jaxar.methods import _denoiser as denoisers
 from jaxar.methods.base import Batch, Cond, LossAux, LossSpec, PlayerSpec, Task, mean_of_valid
-from jaxar.models import dit
+from jaxar.models import maps
 from jaxar.tokenizers.base import Tokens
 from jaxar.typing import Array, Float, Int, Key, Keys, Metrics, Variables
 
-Model = dit.Sizes
+Model = maps.Sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,13 +54,14 @@ class Sampling(canvases.Guidance):
 
     Attributes:
       num_steps: from noise to data, of equal length in time; the last of "sde" has length `last_step`.
-      solver: "euler", "heun" (two calls per step, but for the last), "dpm_solver" (second order, one call per step) or
-        "sde", which adds noise of variance sigma(t) per unit of time.
+      solver: "heun" (two calls per step, but for the last), or with one call per step "euler", "dpm_solver" (second
+        order), "deis" of order `order`, 1 to 3, and "sde", which adds noise of variance sigma(t) per unit of time.
       last_step: of "sde", see above.
     """
 
     num_steps: int = 50
-    solver: Literal["euler", "heun", "dpm_solver", "sde"] = "euler"
+    solver: Literal["euler", "heun", "dpm_solver", "deis", "sde"] = "euler"
+    order: int = 3
     last_step: float = 0.04
 
     def __post_init__(self):
@@ -69,6 +70,7 @@ class Sampling(canvases.Guidance):
             raise ConfigError(f"sample.num_steps={self.num_steps} must be at least 1")
         if not 0 < self.last_step < 1:
             raise ConfigError(f"sample.last_step={self.last_step} must lie in (0, 1)")
+        canvases.check_order(self.order)
 
     def table(self, path: paths.Path) -> solvers.Table:
         """The sampler's table on this path."""
@@ -77,6 +79,8 @@ class Sampling(canvases.Guidance):
         times = np.linspace(1, 0, self.num_steps + 1)
         if self.solver == "dpm_solver":
             return solvers.dpm_solver(solvers.levels(path, times))
+        if self.solver == "deis":
+            return solvers.deis(path, times, self.order)
         return {"euler": solvers.euler, "heun": solvers.heun}[self.solver](path, times)
 
 
@@ -84,7 +88,7 @@ class Sampling(canvases.Guidance):
 class FlowMatching(denoisers.Denoiser):
     """One network, one loss."""
 
-    network: dit.DiT
+    network: maps.Network
     canvas: canvases.Canvas
     config: Config
 
@@ -171,9 +175,8 @@ def build(config: Config, model: Model, task: Task) -> FlowMatching:
     """The method for pixels or continuous tokens, conditional on the class.
 
     Raises:
-      ConfigError: other tokens, or maps that the patches do not divide.
+      ConfigError: other tokens, or maps that the network cannot have.
     """
     canvas = canvases.canvas(task, "flow_matching")
-    model.grid(canvas.shape)
     channels = canvas.shape[-1] * (2 if config.learn_sigma else 1)
-    return FlowMatching(dit.DiT(model, canvas.shape, channels, task.num_classes), canvas, config)
+    return FlowMatching(maps.network(model, canvas.shape, channels, task.num_classes), canvas, config)

@@ -43,6 +43,7 @@ class Sizes:
     remat: Remat = "none"
     dtype: Literal["float32", "bfloat16"] = "float32"
     param_dtype: Literal["float32", "bfloat16"] = "float32"
+    name: Literal["dit"] = "dit"
 
     def __post_init__(self):
         for name in ("num_layers", "num_heads", "patch_size"):

@@ -15,7 +15,7 @@ from jaxar.methods.base import TextSpec
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({}, "data.name is missing; known datasets: digits, folder, glyphs, imagenet, tfds"),
+        ({}, "data.name is missing; known datasets: digits, folder, glyphs, imagenet, points, tfds"),
         ({"name": "digit"}, "unknown dataset 'digit'.*did you mean 'digits'"),
         ({"name": "digits", "imagesize": 8}, "unknown key 'data.imagesize'.*did you mean 'data.image_size'"),
         ({"name": "digits", "flip": "yes"}, "data.flip='yes' has type str"),
@@ -87,6 +87,7 @@ from jaxar.data import loader, datasets, cache, encoding, commands, pictures
 pictured = {"root": str(root / "pictures"), "image_size": 8}
 sources = {
     "digits": {}, "glyphs": {}, "tfds": {"dataset": "digits"}, "folder": pictured, "imagenet": pictured,
+    "points": {},
 }
 from jaxar import lookup
 assert set(sources) == set(lookup.names("jaxar.data.sources"))

@@ -37,7 +37,7 @@ def expectations(point, x):
     )
 
 
-@pytest.mark.parametrize("path", paths.PATHS.values(), ids=paths.PATHS)
+@pytest.mark.parametrize("path", [*paths.PATHS.values(), paths.variance_exploding])
 def test_expectations_of_gaussian_data_convert_into_each_other(path):
     t, x = jnp.array([0.2, 0.5, 0.8]), jnp.array([-1.0, 0.3, 2.0])
 

@@ -26,9 +26,9 @@ def estimate(path):
     return denoise
 
 
-def run(table, denoise, start, noise=lambda index: 0.0):
-    """What `solvers.sample` computes, in float64."""
-    states, estimates = [start], []
+def run(table, denoise, start, noise=lambda index: 0.0, estimates=()):
+    """What `solvers.sample` computes, in float64; a list `start` holds states seen before, newest first."""
+    states, estimates = list(start) if isinstance(start, list) else [start], list(estimates)
     for index in range(table.num_calls):
         estimates.insert(0, denoise(states[0], np.array(table.times[index], np.float64)))
         x = sum(w * s for w, s in zip(table.state[index], states))
@@ -46,7 +46,15 @@ SOLVERS = {
     "heun": (2, solvers.heun),
     "ddim": (1, lambda path, t: solvers.ddim(solvers.levels(path, t))),
     "dpm_solver": (2, lambda path, t: solvers.dpm_solver(solvers.levels(path, t))),
+    "deis": (2, lambda path, t: solvers.deis(path, t, 2)),
 }
+
+
+def exact(path, begin, end):
+    """Where the flow carries START from one time to another."""
+    begin, end = path(np.array(begin)), path(np.array(end))
+    spread = [np.sqrt(p.alpha**2 * STD**2 + p.sigma**2) for p in (begin, end)]
+    return end.alpha * MEAN + spread[1] / spread[0] * (START - begin.alpha * MEAN)
 
 
 @pytest.mark.parametrize("path", paths.PATHS.values(), ids=paths.PATHS)
@@ -54,14 +62,38 @@ SOLVERS = {
 def test_the_error_falls_with_the_order_of_the_solver(order, make, path):
     """Away from the ends, where both levels and the exact flow are smooth: from t = 0.9 to t = 0.1."""
     errors, counts = [], (320, 640, 1280)
-    begin, end = path(np.array(0.9)), path(np.array(0.1))
-    spread = [np.sqrt(p.alpha**2 * STD**2 + p.sigma**2) for p in (begin, end)]
-    exact = end.alpha * MEAN + spread[1] / spread[0] * (START - begin.alpha * MEAN)
     for count in counts:
         table = make(path, np.linspace(0.9, 0.1, count + 1))
-        errors.append(np.abs(run(table, estimate(path), START) - exact).max())
+        errors.append(np.abs(run(table, estimate(path), START) - exact(path, 0.9, 0.1)).max())
     slope = np.polyfit(np.log(counts), np.log(errors), 1)[0]
     assert abs(slope + order) < 0.15, errors
+
+
+@pytest.mark.parametrize("path", paths.PATHS.values(), ids=paths.PATHS)
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_deis_has_its_order_once_it_has_calls_to_look_back_on(order, path):
+    errors, counts, denoise = [], (80, 160, 320), estimate(path)
+    for count in counts:
+        grid = np.linspace(0.9, 0.1, count + 1)
+        table = solvers.deis(path, grid, order)
+        states = [exact(path, 0.9, t) for t in grid[order - 1 :: -1]]
+        estimates = [denoise(x, np.array(t)) for x, t in zip(states[1:], grid[order - 2 :: -1])]
+        rest = solvers.Table(*(column[order - 1 :] for column in table))
+        errors.append(np.abs(run(rest, denoise, states, estimates=estimates) - exact(path, 0.9, 0.1)).max())
+    slope = np.polyfit(np.log(counts), np.log(errors), 1)[0]
+    assert abs(slope + order) < 0.15, errors
+
+
+@pytest.mark.parametrize("make", [solvers.ddim, solvers.dpm_solver])
+def test_paths_agree_when_data_are_not_shrunk(make):
+    """x / alpha on the path of constant variance is x on the exploding one, at the time sigma / alpha."""
+    point = paths.cosine(np.linspace(0.9, 0.0, 8))
+    levels = point.sigma / point.alpha
+    shrunk = make(solvers.levels(paths.cosine, np.linspace(0.9, 0.0, 8)))
+    plain = make(solvers.levels(paths.variance_exploding, levels))
+    alpha = point.alpha[0]
+    reached = run(plain, estimate(paths.variance_exploding), START / alpha)
+    np.testing.assert_allclose(run(shrunk, estimate(paths.cosine), START), reached, atol=1e-12)
 
 
 @pytest.mark.parametrize("path", paths.PATHS.values(), ids=paths.PATHS)
@@ -71,7 +103,7 @@ def test_noise_becomes_data_by_quantiles(make, path):
 
 
 EXACT = [("euler", paths.linear), ("heun", paths.linear)]
-EXACT += [(name, path) for name in ("ddim", "dpm_solver") for path in paths.PATHS.values()]
+EXACT += [(name, path) for name in ("ddim", "dpm_solver", "deis") for path in paths.PATHS.values()]
 
 
 @pytest.mark.parametrize("name, path", EXACT)
@@ -80,8 +112,8 @@ def test_with_a_constant_estimate_any_steps_are_exact(name, path):
     _, make = SOLVERS[name]
     begin, end = path(np.array(1.0)), path(np.array(0.2))
     reached = run(make(path, np.linspace(1, 0.2, 6)), lambda x, t: np.full_like(x, 0.7), START)
-    exact = end.alpha * 0.7 + end.sigma / begin.sigma * (START - begin.alpha * 0.7)
-    np.testing.assert_allclose(reached, exact, atol=1e-12)
+    expected = end.alpha * 0.7 + end.sigma / begin.sigma * (START - begin.alpha * 0.7)
+    np.testing.assert_allclose(reached, expected, atol=1e-12)
 
 
 def test_on_the_straight_path_ddim_is_euler():
@@ -92,14 +124,17 @@ def test_on_the_straight_path_ddim_is_euler():
 
 def test_calls_are_counted():
     counts = {name: make(paths.linear, times(6)).num_calls for name, (_, make) in SOLVERS.items()}
-    assert counts == {"euler": 6, "heun": 11, "ddim": 6, "dpm_solver": 6}
+    assert counts == {"euler": 6, "heun": 11, "ddim": 6, "dpm_solver": 6, "deis": 6}
 
 
-def moments(table, path):
-    """Mean and variance of the samples: every call is affine in x and noise, so they follow from unit inputs."""
+def moments(table, path, spread=1.0):
+    """Mean and variance of the samples: every call is affine in x and noise, so they follow from unit inputs.
+
+    `spread`: deviation of the start.
+    """
     denoise = estimate(path)
     offset = run(table, denoise, 0.0)
-    total = (run(table, denoise, 1.0) - offset) ** 2
+    total = (run(table, denoise, spread) - offset) ** 2
     for index in range(table.num_calls):
         total += (run(table, denoise, 0.0, lambda i, index=index: float(i == index)) - offset) ** 2
     return offset, total
@@ -118,6 +153,17 @@ def test_the_diffusion_has_the_law_of_the_flow(path):
 def test_the_diffusion_without_its_noise_misses_the_law():
     table = solvers.euler_maruyama(paths.linear, np.append(np.linspace(1, 0.02, 400), 0.0))
     assert moments(table._replace(noise=0 * table.noise), paths.linear)[1] < 0.8 * STD**2
+
+
+def test_noise_that_is_added_before_steps_keeps_the_law():
+    levels = np.append(np.linspace(80.0 ** (1 / 7), 0.01 ** (1 / 7), 80) ** 7, 0.0)
+    raised = np.where(levels < 20, 1.2 * levels, levels)[:-1]
+    table = solvers.heun(paths.variance_exploding, levels, raised)
+    assert table.num_calls == 159 and np.count_nonzero(table.noise) == (levels[:-1] < 20).sum()
+    mean, variance = moments(table, paths.variance_exploding, spread=80.0)
+    np.testing.assert_allclose([mean, variance], [MEAN, STD**2], rtol=0.02)
+    silent = moments(table._replace(noise=0 * table.noise), paths.variance_exploding, spread=80.0)
+    assert silent[1] < 0.5 * STD**2
 
 
 @pytest.mark.parametrize("name", ["heun", "sde"])

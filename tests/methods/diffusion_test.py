@@ -62,7 +62,7 @@ def test_ancestral_samples_have_the_law_of_the_data():
     assert abs(np.corrcoef(drawn.ravel(), starts().ravel())[0, 1]) < 0.2
 
 
-@pytest.mark.parametrize("solver, error", [("ddim", 0.06), ("dpm_solver", 0.02)])
+@pytest.mark.parametrize("solver, error", [("ddim", 0.06), ("dpm_solver", 0.02), ("deis", 0.02)])
 def test_deterministic_samples_are_quantiles_of_their_noise(solver, error):
     """The process ends a little short of noise, by what its last level keeps of the mean."""
     left = np.sqrt(CONFIG.process.tables.alphas_cumprod[-1])

@@ -16,6 +16,7 @@ from jaxar.interop.families._conv_stack import nhwc
 from jaxar.methods import _canvas as canvases
 from jaxar.methods import flow_matching
 from jaxar.methods.base import Task
+from jaxar.models import dit
 from jaxar.tokenizers.base import ImageSpec, TokenSpec
 
 STD, COUNT, SHAPE = 0.4, 3000, (1, 1, 2)
@@ -51,7 +52,9 @@ def samples(path, options):
     return np.asarray(jax.jit(lambda keys: method(path).sample({"model": {}}, cond, keys, options).latents)(KEYS))
 
 
-@pytest.mark.parametrize("solver, path", [("euler", "linear"), ("heun", "cosine"), ("dpm_solver", "linear")])
+@pytest.mark.parametrize(
+    "solver, path", [("euler", "linear"), ("heun", "cosine"), ("dpm_solver", "linear"), ("deis", "cosine")]
+)
 def test_each_sample_is_the_quantile_of_its_noise(solver, path):
     drawn = samples(path, flow_matching.Sampling(num_steps=100, solver=solver))
     start = jax.jit(lambda keys: canvases.normal(keys, SHAPE, 0))(KEYS)
@@ -109,16 +112,23 @@ def test_the_loss_is_the_error_of_the_velocity():
 def test_calls_are_counted_and_mistakes_named():
     options = flow_matching.Sampling(num_steps=10)
     counts = [
-        method().network_calls(dataclasses.replace(options, solver=s)) for s in ("euler", "heun", "dpm_solver", "sde")
+        method().network_calls(dataclasses.replace(options, solver=s))
+        for s in ("euler", "heun", "dpm_solver", "deis", "sde")
     ]
-    assert counts == [10, 19, 10, 10]
-    for changes in ({"num_steps": 0}, {"last_step": 0.0}, {"guidance_interval": (0.5, 0.2)}, {"guided_channels": 0}):
+    assert counts == [10, 19, 10, 10, 10]
+    for changes in (
+        {"num_steps": 0},
+        {"order": 0},
+        {"last_step": 0.0},
+        {"guidance_interval": (0.5, 0.2)},
+        {"guided_channels": 0},
+    ):
         with pytest.raises(ConfigError, match=f"sample.{next(iter(changes))}="):
             flow_matching.Sampling(**changes)
 
 
 def test_pixels_or_latents_are_drawn_as_the_task_says():
-    config, model = flow_matching.Config(learn_sigma=True), flow_matching.Model(num_layers=1, width=8, num_heads=2)
+    config, model = flow_matching.Config(learn_sigma=True), dit.Sizes(num_layers=1, width=8, num_heads=2)
     pixels = flow_matching.build(config, model, Task(ImageSpec(8, 3), 5))
     assert pixels.canvas == canvases.Canvas((8, 8, 3), latent=False) and pixels.network.out_channels == 6
     latents = flow_matching.build(config, model, Task(ImageSpec(8, 3), 5, TokenSpec("continuous", ((4, 4),), 2)))
