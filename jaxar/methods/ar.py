@@ -117,6 +117,18 @@ class AR(Method):
         extend = ar.guided(extend, scales)
         return ar.next_token(extend, None, cache, keys, net.num_tokens, draw, options.segments)
 
+    def log_laws(
+        self, variables: dict[str, Variables], ids: Int[Array, "b n"], cond: Cond, options: lg.Sampling
+    ) -> Float[Array, "b n v"]:
+        """Logarithms of the laws, unnormalised, from which sampling draws each token if those before it are `ids`."""
+
+        def logits(cond: Cond) -> Float[Array, "b n v"]:
+            return self.network.apply(variables["model"], ids, cond)
+
+        null = conditions.nullify(cond, jnp.ones(len(ids), bool), self.network.num_classes)
+        scales = lg.guidance_scales(options, self.network.num_tokens)
+        return lg.filtered(lg.guided_at(logits(cond), lambda: logits(null), scales), options)
+
     def decoder(self, variables: Variables, cond: Cond, unroll: bool) -> tuple[ar.Extend, KVCache]:
         """An `extend` for `decoding.ar.next_token` (None stands for the condition), and its empty cache."""
         net = self.network.clone(unroll=unroll)

@@ -120,6 +120,19 @@ class NextScale(Method):
         """The tokens that `draw` takes from the model's guided logits, scale by scale; `keys` are for it alone."""
         return self.sample_with_features(variables, cond, keys, options, draw)[0]
 
+    def log_laws(
+        self, variables: dict[str, Variables], ids: Int[Array, "b n"], cond: Cond, options: lg.Sampling
+    ) -> Float[Array, "b n v"]:
+        """Logarithms of the laws, unnormalised, from which sampling draws each token if coarser scales are `ids`."""
+
+        def logits(labels: Int[Array, "b"]) -> Float[Array, "b n v"]:
+            return self._logits(variables, ids, labels, None)
+
+        null = jnp.full_like(cond["label"], self.network.num_classes)
+        per_scale = lg.guidance_scales(options, len(self.tokens.scales))
+        scales = np.repeat(per_scale, self.tokens.scale_lengths)
+        return lg.filtered(lg.guided_at(logits(cond["label"]), lambda: logits(null), scales), options)
+
     def sample_with_features(
         self,
         variables: dict[str, Variables],
