@@ -16,10 +16,12 @@ from tests.conformance import cases
 # Configurations that share their method, or most of its code, with another one, for the slow suite.
 TWINS = (
     "any_subset_digits",
+    "ardit_digits",
     "diffusion_digits",
     "hmar_digits",
     "joint_sampler_digits",
     "kl_digits",
+    "mar_flow_digits",
     "multiscale_vq_digits",
 )
 NAMES = [pytest.param(n, marks=pytest.mark.slow if n in TWINS else ()) for n in cases.digits_configs()]
