@@ -89,6 +89,13 @@ def guide(
     return cond + (scale - 1) * (cond - uncond)
 
 
+def guided_at(
+    cond: Float[Array, "b n v"], uncond: Callable[[], Float[Array, "b n v"]], scales: np.ndarray
+) -> Float[Array, "b n v"]:
+    """`guide` for all positions at once, each with its own of the n scales; `uncond` is called if one needs it."""
+    return cond + jnp.asarray(scales - 1)[:, None] * (cond - uncond()) if is_guided(scales) else cond
+
+
 @typechecked
 def keep_top_k(logits: Float[Array, "*b v"], k: int) -> Float[Array, "*b v"]:
     """-inf in place of all but the `k` largest logits; ties with the k-th are kept, and k >= v keeps all."""

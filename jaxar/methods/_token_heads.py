@@ -137,8 +137,14 @@ class Flow:
         self, denoise: Denoise, x: Float[Array, "r c"], z: Float[Array, "r d"], t: Float[Array, "r"], noise: Array
     ) -> dict[str, Float[Array, "r"]]:
         """The loss "mse"."""
-        velocity = denoise(flow.interpolate(x, t, noise), _FLOW_TIME * t, z)
+        velocity = self.velocity(denoise, flow.interpolate(x, t, noise), z, t)
         return {"mse": flow.squared_error(x, noise, velocity)}
+
+    def velocity(
+        self, denoise: Denoise, x: Float[Array, "r c"], z: Float[Array, "r d"], t: Float[Array, "r"]
+    ) -> Float[Array, "r c"]:
+        """The expectation of noise - token, given tokens noised to the times t in [0, 1]."""
+        return denoise(x, _FLOW_TIME * t, z)
 
     def sample(
         self,

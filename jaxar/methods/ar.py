@@ -136,6 +136,18 @@ class AR(Method):
         """Sequential calls of the network in `roll_out`, for numbers of tokens."""
         return stop - given
 
+    def log_laws(
+        self, variables: dict[str, Variables], ids: Int[Array, "b n"], cond: Cond, options: lg.Sampling
+    ) -> Float[Array, "b n v"]:
+        """Logarithms of the laws, unnormalised, from which sampling draws each token if those before it are `ids`."""
+
+        def logits(cond: Cond) -> Float[Array, "b n v"]:
+            return self.network.apply(variables["model"], ids, cond)
+
+        null = conditions.nullify(cond, jnp.ones(len(ids), bool), self.network.num_classes)
+        scales = lg.guidance_scales(options, self.network.num_tokens)
+        return lg.filtered(lg.guided_at(logits(cond), lambda: logits(null), scales), options)
+
     def decoder(
         self, variables: Variables, cond: Cond, unroll: bool, given: Int[Array, "b t"] | None = None
     ) -> tuple[ar.Extend, KVCache]:

@@ -21,7 +21,6 @@ Loss weights and the solver are not published; the perceptual loss of the publis
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +30,7 @@ from jaxar.config import ConfigError
 from jaxar.decoding import logits as lg
 from jaxar.diffusion import codebook
 from jaxar.methods import ar, next_scale
+from jaxar.methods._shared_weights import common
 from jaxar.methods.base import Batch, Cond, LossAux, LossSpec, Method, PlayerSpec, Task
 from jaxar.models import one_step
 from jaxar.tokenizers.base import Tokenizer, Tokens, TokenSpec
@@ -112,7 +112,7 @@ class DD1(Method):
 
     def warm_start(self, params: dict[str, Params], frozen: dict[str, Variables]) -> dict[str, Params]:
         """The student starts with every part that it shares with its teacher."""
-        return {"model": {**params["model"], **_common(frozen["teacher"]["params"], params["model"])}}
+        return {"model": {**params["model"], **common(frozen["teacher"]["params"], params["model"])}}
 
     def losses(self) -> tuple[LossSpec, ...]:
         return (LossSpec("distillation", self.loss, ("model",)),)
@@ -264,15 +264,6 @@ def _boundaries(spec: TokenSpec) -> list[int]:
     """Numbers of tokens after which the next ones can be decided: the starts of token maps, of all raster tokens."""
     lengths = spec.scale_lengths if spec.multiscale else (1,) * spec.num_tokens
     return [sum(lengths[:k]) for k in range(len(lengths))]
-
-
-def _common(source: dict[str, Any], target: dict[str, Any]) -> dict[str, Any]:
-    """Entries of `source` that `target` has with the same shapes."""
-
-    def shapes(tree: Any) -> Any:
-        return jax.tree.map(jnp.shape, tree)
-
-    return {name: part for name, part in source.items() if name in target and shapes(part) == shapes(target[name])}
 
 
 def build(config: Config, model: Model, task: Task) -> DD1:

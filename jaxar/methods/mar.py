@@ -93,7 +93,7 @@ class MAR(Method):
         tokens = self.tokens(batch["latents"])
         cond = conditions.drop(conditions.of_batch(batch), drop_key, self.config.label_drop, self.network.num_classes)
         hidden = self.hide(hide_key, len(tokens))
-        z = self.vectors(variables["model"], tokens, ~hidden, cond, self._most_known, dropout_key)
+        z = self.vectors(variables["model"], tokens, ~hidden, cond, self.most_known, dropout_key)
         terms = self.token_losses(variables["model"], tokens, z, *self._draw(head_key, tokens))
         valid = batch.get("valid", jnp.ones(len(tokens)))
         terms = {name: hidden_mean(values, hidden & (valid > 0)[:, None]) for name, values in terms.items()}
@@ -104,7 +104,7 @@ class MAR(Method):
         hide_key, head_key = jax.random.split(key)
         tokens = self.tokens(batch["latents"])
         hidden = self.hide(hide_key, len(tokens))
-        z = self.vectors(variables["model"], tokens, ~hidden, conditions.of_batch(batch), self._most_known)
+        z = self.vectors(variables["model"], tokens, ~hidden, conditions.of_batch(batch), self.most_known)
         terms = self.token_losses(variables["model"], tokens, z, *self._draw(head_key, tokens))
         return {name: jax.vmap(hidden_mean)(values, hidden) for name, values in terms.items()}
 
@@ -113,8 +113,8 @@ class MAR(Method):
         return mar.patchify(latents, self.grid, self.network.sizes.patch_size)
 
     @property
-    def _most_known(self) -> int:
-        """Most tokens that training shows."""
+    def most_known(self) -> int:
+        """Most tokens that training shows of an image."""
         return int(self.network.num_tokens * (1 - self.config.min_masked) + 1e-6)
 
     def hide(self, key: Key, batch: int) -> Bool[Array, "b m"]:
@@ -123,7 +123,7 @@ class MAR(Method):
         lowest = (self.config.min_masked - 1) / _RATIO_STD
         share = 1 + _RATIO_STD * jax.random.truncated_normal(share_key, lowest, 0.0, (batch,))
         n = self.network.num_tokens
-        count = jnp.clip(jnp.ceil(n * share).astype(jnp.int32), n - self._most_known, n)
+        count = jnp.clip(jnp.ceil(n * share).astype(jnp.int32), n - self.most_known, n)
         first = self.priority(jax.random.split(order_key, batch))
         return ~masked.largest(first, n - count)
 
@@ -172,6 +172,12 @@ class MAR(Method):
 
     def _denoise(self, model: Variables) -> heads.Denoise:
         return functools.partial(self.network.apply, model, method="denoise")
+
+    def velocity(
+        self, model: Variables, x: Float[Array, "r c"], z: Float[Array, "r d"], t: Float[Array, "r"]
+    ) -> Float[Array, "r c"]:
+        """What a head of the kind "flow" expects of noise - token, for tokens noised to the times t in [0, 1]."""
+        return self.head.velocity(self._denoise(model), x, z, t)
 
     def sample(self, variables: dict[str, Variables], cond: Cond, keys: Key, options: Sampling) -> Tokens:
         self.head.check(options.head)

@@ -143,6 +143,19 @@ class NextScale(Method):
         """Sequential calls of the network in `roll_out`, for numbers of tokens; given scales take a call each too."""
         return int(np.searchsorted(np.cumsum(self.tokens.scale_lengths), stop)) + 1
 
+    def log_laws(
+        self, variables: dict[str, Variables], ids: Int[Array, "b n"], cond: Cond, options: lg.Sampling
+    ) -> Float[Array, "b n v"]:
+        """Logarithms of the laws, unnormalised, from which sampling draws each token if coarser scales are `ids`."""
+
+        def logits(labels: Int[Array, "b"]) -> Float[Array, "b n v"]:
+            return self._logits(variables, ids, labels, None)
+
+        null = jnp.full_like(cond["label"], self.network.num_classes)
+        per_scale = lg.guidance_scales(options, len(self.tokens.scales))
+        scales = np.repeat(per_scale, self.tokens.scale_lengths)
+        return lg.filtered(lg.guided_at(logits(cond["label"]), lambda: logits(null), scales), options)
+
     def sample_with_features(
         self,
         variables: dict[str, Variables],

@@ -1,0 +1,43 @@
+"""One-step generator of 8x8 digits, distilled from the raster model: Distilled Decoding 2.
+
+    python -m jaxar.train --config=configs/dd2_digits.py --workdir=out/dd2_digits
+
+Needs its teacher, the run of configs/ar_digits.py in out/ar_digits; with the argument `next_scale` that of
+configs/next_scale_digits.py in out/next_scale_digits. The first stage reads tokens of the data set.
+"""
+
+from common import base, check_argument
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    check_argument(arg, "smoke", "next_scale")
+    config = base()
+    config.data = {"name": "digits"}
+    config.teacher = {"from_": "out/ar_digits"}
+    config.model = {"head": {"num_layers": 2, "width": 96}}
+    # The law to learn: the teacher's own sampling options.
+    config.method = {
+        "name": "dd2",
+        "init_steps": 500,
+        "generator_every": 2,
+        "draws": 2,
+        "teacher": {"guidance_scale": 1.5, "temperature": 0.9},
+    }
+    config.optim = {
+        "learning_rate": 1e-3,
+        "schedule": {"name": "cosine", "warmup_steps": 100},
+        "weight_decay": 0.0,
+        "ema": (0.995,),
+    }
+    config.train = {"num_steps": 4000, "batch_size": 64, "checkpoint_every": 1000}
+    config.eval = {"every": 500, "sample_every": 500, "reference": "digits", "ema": "0.995"}
+    if arg == "next_scale":
+        config.teacher = {"from_": "out/next_scale_digits"}
+        config.method.teacher = {"guidance_scale": 1.5, "guidance_schedule": "linear", "temperature": 0.8}
+    if arg == "smoke":
+        config.model.head = {"num_layers": 1, "width": 32}
+        config.method.init_steps = 1
+        config.train.update({"num_steps": 2, "batch_size": 8})
+        config.eval = {}
+    return config

@@ -1,0 +1,15 @@
+"""What networks of different shape have in common."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def common(source: dict[str, Any], target: dict[str, Any]) -> dict[str, Any]:
+    """Entries of `source` that `target` has with the same shapes."""
+
+    def shapes(tree: Any) -> Any:
+        return jax.tree.map(jnp.shape, tree)
+
+    return {name: part for name, part in source.items() if name in target and shapes(part) == shapes(target[name])}
