@@ -135,6 +135,11 @@ class Diffusion(denoisers.Denoiser):
         noise = self._predict(model, x, t * self.config.base_steps - 1, labels)[..., : self.canvas.shape[-1]]
         return paths.convert(self.path(t), x, noise, "noise", "denoised")
 
+    def features(
+        self, model: Variables, x: Float[Array, "b h w c"], t: Float[Array, "b"], labels: Int[Array, "b"]
+    ) -> Float[Array, "b n d"]:
+        return self.network.apply(model, x, t * self.config.base_steps - 1, labels, method="features")
+
     def sample(self, variables: dict[str, Variables], cond: Cond, keys: Keys, options: Sampling) -> Tokens:
         shape, tables = self.canvas.shape, self._shortened(options).tables
         predict = self.predict(variables["model"], cond, options)

@@ -144,6 +144,16 @@ class FlowMatching(denoisers.Denoiser):
     ) -> Float[Array, "b h w c"]:
         return paths.convert(self.path(t), x, self.velocity(model, x, t, labels), "velocity", "denoised")
 
+    def features(
+        self, model: Variables, x: Float[Array, "b h w c"], t: Float[Array, "b"], labels: Int[Array, "b"]
+    ) -> Float[Array, "b n d"]:
+        return self.network.apply(model, x, 1 - t, labels, method="features")
+
+    def error_weight(self, t: Float[Array, "b"]) -> Float[Array, "b"]:
+        """That of the velocity."""
+        at = self.path(t)
+        return (at.alpha_slope - at.sigma_slope * at.alpha / at.sigma) ** 2
+
     def sample(self, variables: dict[str, Variables], cond: Cond, keys: Keys, options: Sampling) -> Tokens:
         velocity = self.predict(variables["model"], cond, options)
 
