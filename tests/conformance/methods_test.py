@@ -17,10 +17,18 @@ from tests.conformance import cases
 TWINS = (
     "any_subset_digits",
     "diffusion_digits",
+    "disback_digits",
+    "dmd_digits",
+    "f_distill_digits",
     "hmar_digits",
     "joint_sampler_digits",
     "kl_digits",
     "multiscale_vq_digits",
+    "sfd_digits",
+    "sid_digits",
+    "sim_digits",
+    "tdm_digits",
+    "vsd_digits",
 )
 NAMES = [pytest.param(n, marks=pytest.mark.slow if n in TWINS else ()) for n in cases.digits_configs()]
 STEPS = 40
@@ -96,6 +104,8 @@ def test_each_loss_is_finite_and_trains_its_players_alone(case):
 
 
 def test_one_batch_is_learnt(case):
+    if len(case.method.players()) > 1:
+        pytest.skip("its players follow one another; their losses need not fall")
     losses = trained(case.name)[1]
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:2])
 
