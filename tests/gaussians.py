@@ -100,7 +100,8 @@ def draws(t, call=0, calls=1, size=24):
     """Draws in which the generator's noise and that of x_t are the nodes, all at time t of one call."""
     z, noise, _ = nodes(size)
     z, noise = (jnp.asarray(values, jnp.float32).reshape(-1, *SHAPE) for values in (z, noise))
-    return distillation.Draws(jnp.stack([z] * calls), jnp.full(len(z), call), jnp.full(len(z), t), noise)
+    time = jnp.full(len(z), t)
+    return distillation.Draws(jnp.stack([z] * calls), jnp.full(len(z), call), time, time, noise)
 
 
 def expectation(values, size=24):
@@ -119,7 +120,7 @@ def make(method, variables, t, label=0, call=0, size=24):
 def _expected_gradient(method, variables, t, label, size):
     def loss(generator):
         current = {**variables, "generator": generator}
-        terms = method.terms(current, make(method, current, t, label, 0, size), jax.random.key(0), 0)
+        terms = method.terms(current, make(method, current, t, label, 0, size), jax.random.key(0))
         return sum(expectation(values, size) for values in terms.values())
 
     return jax.grad(loss)(variables["generator"])["params"]

@@ -87,7 +87,7 @@ class AdversarialDistillation(distillation.ScoreDistillation):
         """Of maps that are noised here, at random times."""
         time_key, noise_key = jax.random.split(key)
         low, high = distillation.WHOLE
-        t = distillation.time_at(self.teacher, jax.random.uniform(time_key, label.shape, minval=low, maxval=high))
+        t = self.teacher.time_at(jax.random.uniform(time_key, label.shape, minval=low, maxval=high))
         noised = paths.add_noise(self.teacher.path(t), x, jax.random.normal(noise_key, x.shape))
         return self.logits_at(variables, noised, t, label)
 

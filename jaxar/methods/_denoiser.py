@@ -8,7 +8,7 @@ denoiser with other variables, and a generator of one call is the denoiser at th
 
 import abc
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
@@ -47,6 +47,11 @@ class Denoiser(Method):
         self, model: Variables, x: Float[Array, "b h w c"], t: Float[Array, "b"], labels: Int[Array, "b"]
     ) -> Float[Array, "b h w c"]:
         """D(x, t) for labels in 0..num_classes, without dropout."""
+
+    def time_at(self, share: Any) -> Any:
+        """Times at shares in [0, 1] of the way from the least to the greatest, as training and calls are spread."""
+        least, greatest = self.times
+        return least + share * (greatest - least)
 
     def features(
         self, model: Variables, x: Float[Array, "b h w c"], t: Float[Array, "b"], labels: Int[Array, "b"]

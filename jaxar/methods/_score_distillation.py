@@ -48,7 +48,7 @@ class Config:
     """The `method` section.
 
     Attributes:
-      calls: times at which the generator is called, falling, as shares of the teacher's: 1 is noise alone.
+      calls: times at which the generator is called, falling, as shares of the teacher's times: 1 is noise alone.
       times: between which the generator is compared with the teacher, as such shares.
       generator_every: the score is trained in every step, the generator in every so many.
       guidance_scale: of the teacher.
@@ -87,12 +87,14 @@ class Draws(NamedTuple):
     Attributes:
       starts: [k b h w c], noise of each call of the generator.
       call: [b], the call that is trained.
-      t: [b], time at which both denoisers are asked.
+      share: [b], of the times that may be drawn.
+      t: [b], the time at this share, at which both denoisers are asked.
       noise: [b h w c], what makes x_t of the generator's samples.
     """
 
     starts: Float[Array, "k b h w c"]
     call: Int[Array, "b"]
+    share: Float[Array, "b"]
     t: Float[Array, "b"]
     noise: Float[Array, "b h w c"]
 
@@ -116,7 +118,7 @@ class ScoreDistillation(Method):
     config: Any
 
     @abc.abstractmethod
-    def terms(self, variables: dict[str, Variables], made: Made, key: Key, step: Int[Array, ""]) -> Terms:
+    def terms(self, variables: dict[str, Variables], made: Made, key: Key) -> Terms:
         """Terms of the generator's loss, which is their sum, of each sample."""
 
     def players(self) -> dict[str, PlayerSpec]:
@@ -162,7 +164,7 @@ class ScoreDistillation(Method):
         draw_key, key = jax.random.split(key)
         draws = self.draw(draw_key, batch, self.config.times)
         made = self.make(variables["generator"], conditions.of_batch(batch), draws)
-        return total(self.terms(variables, made, key, step), batch, made.x)
+        return total(self.terms(variables, made, key), batch, made.x)
 
     def draw(self, key: Key, batch: Batch, shares: tuple[float, float]) -> Draws:
         """Random numbers for a batch, with times between `shares`."""
@@ -171,11 +173,11 @@ class ScoreDistillation(Method):
         call = jax.random.randint(call_key, shape[:1], 0, count)
         share = jax.random.uniform(time_key, shape[:1], minval=shares[0], maxval=shares[1])
         starts = jax.random.normal(start_key, (count, *shape))
-        return Draws(starts, call, self.time(share, call), jax.random.normal(noise_key, shape))
+        return Draws(starts, call, share, self.time(share, call), jax.random.normal(noise_key, shape))
 
     def time(self, share: Any, call: Int[Array, "b"]) -> Float[Array, "b"]:
         """The time at which a sample of this call is looked at, for a share in [0, 1]."""
-        return time_at(self.teacher, share)
+        return self.teacher.time_at(share)
 
     def make(self, generator: Variables, cond: Cond, draws: Draws) -> Made:
         """The generator's samples, and the same noised."""
@@ -191,7 +193,7 @@ class ScoreDistillation(Method):
         self, generator: Variables, cond: Cond, starts: Float[Array, "k b h w c"], call: Int[Array, "b"]
     ) -> tuple[Float[Array, "b h w c"], Float[Array, "b"]]:
         """What the generator is given in its call number `call`, and the time of that call; no gradient goes back."""
-        times = jnp.asarray([time_at(self.teacher, share) for share in self.config.calls])
+        times = jnp.asarray([self.teacher.time_at(share) for share in self.config.calls])
         x = self.teacher.path(jnp.full(call.shape, times[0])).like(starts[0]).sigma * starts[0]
         for i in range(len(starts) - 1):
             begin, end = (jnp.full(call.shape, t) for t in times[i : i + 2])
@@ -249,12 +251,6 @@ class ScoreDistillation(Method):
         """
         teacher = denoisers.of_teacher(task, name)
         return cls(teacher, teacher.student(), config, **parts)
-
-
-def time_at(denoiser: denoisers.Denoiser, share: Any) -> Any:
-    """The time at a share of the denoiser's, from least to greatest."""
-    least, greatest = denoiser.times
-    return least + share * (greatest - least)
 
 
 def surrogate(x: Float[Array, "b h w c"], gradient: Float[Array, "b h w c"]) -> Float[Array, "b"]:

@@ -19,7 +19,7 @@ from typing import Any
 from jaxar.config import ConfigError
 from jaxar.methods import _score_distillation as distillation
 from jaxar.methods.base import Stage, Task
-from jaxar.typing import Array, Int, Key, Variables
+from jaxar.typing import Key, Variables
 
 Model, Sampling = distillation.Model, distillation.Sampling
 _TARGET = "target"
@@ -93,9 +93,7 @@ class DisBack(distillation.ScoreDistillation):
     def _records(self) -> tuple[str, ...]:
         return tuple(f"record_{i}" for i in range(self.config.records))
 
-    def terms(
-        self, variables: dict[str, Variables], made: distillation.Made, key: Key, step: Int[Array, ""]
-    ) -> distillation.Terms:
+    def terms(self, variables: dict[str, Variables], made: distillation.Made, key: Key) -> distillation.Terms:
         target = {**variables["score"], "params": variables["score"][_TARGET]}
         real, fake = self.denoised({**variables, "teacher": target}, distillation.detached(made))
         gradient = distillation.inverse_error(made.x, real) * (fake - real)

@@ -20,7 +20,7 @@ from jaxar.methods import _canvas as canvases
 from jaxar.methods import _denoiser as denoisers
 from jaxar.methods import _score_distillation as distillation
 from jaxar.methods.base import Task
-from jaxar.typing import Array, Float, Int, Key, Variables
+from jaxar.typing import Array, Float, Key, Variables
 
 Model, Sampling = distillation.Model, distillation.Sampling
 
@@ -51,9 +51,7 @@ class Config(distillation.Config):
 class DMD(distillation.ScoreDistillation):
     """Generator and score."""
 
-    def terms(
-        self, variables: dict[str, Variables], made: distillation.Made, key: Key, step: Int[Array, ""]
-    ) -> distillation.Terms:
+    def terms(self, variables: dict[str, Variables], made: distillation.Made, key: Key) -> distillation.Terms:
         real, fake = self.denoised(variables, distillation.detached(made))
         gradient = distillation.inverse_error(made.x, real) * (fake - real)
         distance = jnp.mean((made.x - self.target(variables["teacher"], made)) ** 2, axis=(1, 2, 3))
@@ -65,7 +63,7 @@ class DMD(distillation.ScoreDistillation):
     def target(self, teacher: Variables, made: distillation.Made) -> Float[Array, "b h w c"]:
         """The teacher's data for the noise that the generator was given."""
         shares = np.linspace(1, 0, self.config.solver_steps + 1)[:-1]
-        times = np.append(distillation.time_at(self.teacher, shares), 0.0)
+        times = np.append(self.teacher.time_at(shares), 0.0)
         table = solvers.dpm_solver(solvers.levels(self.teacher.path, times))
         guidance = canvases.Guidance(self.config.guidance_scale)
         denoise = denoisers.guided(self.teacher, teacher, made.cond, guidance)

@@ -11,7 +11,7 @@ from jaxar.methods import _adversarial_distillation as adversarial
 from jaxar.methods import _score_distillation as distillation
 from jaxar.methods.base import Task
 from jaxar.models.feature_discriminator import FeatureDiscriminator
-from jaxar.typing import Array, Int, Key, Variables
+from jaxar.typing import Key, Variables
 
 Model, Sampling, Config = distillation.Model, distillation.Sampling, adversarial.Config
 
@@ -19,9 +19,7 @@ Model, Sampling, Config = distillation.Model, distillation.Sampling, adversarial
 class DMD2(adversarial.AdversarialDistillation):
     """Generator, score and discriminator."""
 
-    def terms(
-        self, variables: dict[str, Variables], made: distillation.Made, key: Key, step: Int[Array, ""]
-    ) -> distillation.Terms:
+    def terms(self, variables: dict[str, Variables], made: distillation.Made, key: Key) -> distillation.Terms:
         real, fake = self.denoised(variables, distillation.detached(made))
         gradient = distillation.inverse_error(made.x, real) * (fake - real)
         return {

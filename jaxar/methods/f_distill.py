@@ -22,7 +22,7 @@ from jaxar.methods import _adversarial_distillation as adversarial
 from jaxar.methods import _score_distillation as distillation
 from jaxar.methods.base import Task
 from jaxar.models.feature_discriminator import FeatureDiscriminator
-from jaxar.typing import Array, Float, Int, Key, Variables
+from jaxar.typing import Array, Float, Key, Variables
 
 Model, Sampling = distillation.Model, distillation.Sampling
 
@@ -57,23 +57,16 @@ class Config(adversarial.Config):
 class FDistill(adversarial.AdversarialDistillation):
     """Generator, score and discriminator."""
 
-    def terms(
-        self, variables: dict[str, Variables], made: distillation.Made, key: Key, step: Int[Array, ""]
-    ) -> distillation.Terms:
+    def terms(self, variables: dict[str, Variables], made: distillation.Made, key: Key) -> distillation.Terms:
         made = distillation.detached(made)
         real, fake = self.denoised(variables, made)
         logits = self.logits_at(variables, made.noised, made.draws.t, made.cond["label"])
-        weights = density_weights(self.config.divergence, jax.lax.stop_gradient(logits), self._share(made.draws.t))
+        weights = density_weights(self.config.divergence, jax.lax.stop_gradient(logits), made.draws.share)
         gradient = weights[:, None, None, None] * distillation.inverse_error(made.x, real) * (fake - real)
         return {
             "divergence": distillation.surrogate(made.x, gradient),
             "adversarial": self.adversarial_term(variables, made, key),
         }
-
-    def _share(self, t: Float[Array, "b"]) -> Float[Array, "b"]:
-        """The inverse of `time`."""
-        least, greatest = self.teacher.times
-        return (t - least) / (greatest - least)
 
 
 def density_weights(divergence: str, logits: Float[Array, "b"], shares: Float[Array, "b"]) -> Float[Array, "b"]:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxar.config import ConfigError
 from jaxar.methods import _score_distillation as distillation
 from jaxar.methods.base import Batch, Task
-from jaxar.typing import Array, Float, Int, Key, Variables
+from jaxar.typing import Array, Float, Key, Variables
 
 Model, Sampling = distillation.Model, distillation.Sampling
 
@@ -48,9 +48,7 @@ class Config(distillation.Config):
 class SFD(distillation.ScoreDistillation):
     """Generator and score."""
 
-    def terms(
-        self, variables: dict[str, Variables], made: distillation.Made, key: Key, step: Int[Array, ""]
-    ) -> distillation.Terms:
+    def terms(self, variables: dict[str, Variables], made: distillation.Made, key: Key) -> distillation.Terms:
         real, fake = self.denoised(variables, made)
         identity = distillation.score_identity(made.x, real, fake, self.config.alpha)
         weight = distillation.inverse_error(made.x, real)[:, 0, 0, 0]

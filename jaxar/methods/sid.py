@@ -6,14 +6,14 @@ The gradient flows through x_t into both denoisers. alpha = 1 is the gradient of
 1.2 is published as best; the value of the loss is no measure of progress, and negative for alpha > 1.
 
 Reference: Zhou et al., Score identity Distillation: Exponentially Fast Distillation of Pretrained Diffusion Models for
-One-Step Generation, 2024, Eq. 23.
+One-Step Generation, 2024.
 """
 
 import dataclasses
 
 from jaxar.methods import _score_distillation as distillation
 from jaxar.methods.base import Task
-from jaxar.typing import Array, Int, Key, Variables
+from jaxar.typing import Key, Variables
 
 Model, Sampling = distillation.Model, distillation.Sampling
 
@@ -29,9 +29,7 @@ class Config(distillation.Config):
 class SiD(distillation.ScoreDistillation):
     """Generator and score."""
 
-    def terms(
-        self, variables: dict[str, Variables], made: distillation.Made, key: Key, step: Int[Array, ""]
-    ) -> distillation.Terms:
+    def terms(self, variables: dict[str, Variables], made: distillation.Made, key: Key) -> distillation.Terms:
         real, fake = self.denoised(variables, made)
         identity = distillation.score_identity(made.x, real, fake, self.config.alpha)
         return {"fisher": distillation.inverse_error(made.x, real)[:, 0, 0, 0] * identity}

@@ -6,8 +6,8 @@ The gradient flows through x_t into both denoisers, and is that of the expectati
 held fixed, if the score is exact. The distance is the pseudo-Huber one, d'(y) = y / sqrt(mean y^2 + c^2), which limits
 how far one sample pulls; or |y|^2 / 2, which with w = 1 / mean |x - D_T| is score identity distillation with alpha = 1.
 
-Reference: Luo et al., One-Step Diffusion Distillation through Score Implicit Matching, 2024, Theorem 3.1. The
-published c is not known; distances are taken between expectations of data, so that c has their unit.
+Reference: Luo et al., One-Step Diffusion Distillation through Score Implicit Matching, 2024. The published c is not
+known; distances are taken between expectations of data, so that c has their unit.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxar.config import ConfigError
 from jaxar.methods import _score_distillation as distillation
 from jaxar.methods.base import Task
-from jaxar.typing import Array, Int, Key, Variables
+from jaxar.typing import Key, Variables
 
 Model, Sampling = distillation.Model, distillation.Sampling
 
@@ -39,9 +39,7 @@ class Config(distillation.Config):
 class SIM(distillation.ScoreDistillation):
     """Generator and score."""
 
-    def terms(
-        self, variables: dict[str, Variables], made: distillation.Made, key: Key, step: Int[Array, ""]
-    ) -> distillation.Terms:
+    def terms(self, variables: dict[str, Variables], made: distillation.Made, key: Key) -> distillation.Terms:
         real, fake = self.denoised(variables, made)
         gap, axes = fake - real, (1, 2, 3)
         if self.config.distance == "huber":

@@ -48,9 +48,7 @@ class Stretch(NamedTuple):
 class TDM(distillation.ScoreDistillation):
     """Generator and score."""
 
-    def terms(
-        self, variables: dict[str, Variables], made: distillation.Made, key: Key, step: Int[Array, ""]
-    ) -> distillation.Terms:
+    def terms(self, variables: dict[str, Variables], made: distillation.Made, key: Key) -> distillation.Terms:
         real, fake = self.denoised(variables, distillation.detached(made))
         gradient = distillation.inverse_error(made.x, real) * (fake - real)
         return {"divergence": distillation.surrogate(made.x, gradient)}
@@ -78,7 +76,7 @@ class TDM(distillation.ScoreDistillation):
 
     def _bounds(self, call: Int[Array, "b"]) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
         """Times at which the stretches of these calls begin and end."""
-        times = jnp.asarray([*(distillation.time_at(self.teacher, share) for share in self.config.calls), 0.0])
+        times = jnp.asarray([*(self.teacher.time_at(share) for share in self.config.calls), 0.0])
         return times[call], times[call + 1]
 
     def _stretch(self, x: Array, given: Array, draws: distillation.Draws) -> Stretch:

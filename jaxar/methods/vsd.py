@@ -18,7 +18,7 @@ from jaxar.methods import _conditions as conditions
 from jaxar.methods import _denoiser as denoisers
 from jaxar.methods import _score_distillation as distillation
 from jaxar.methods.base import Batch, Task
-from jaxar.typing import Array, Float, Int, Key, Variables
+from jaxar.typing import Array, Float, Key, Variables
 
 Model, Sampling = distillation.Model, distillation.Sampling
 
@@ -47,9 +47,7 @@ class Config(distillation.Config):
 class VSD(distillation.ScoreDistillation):
     """Generator and score."""
 
-    def terms(
-        self, variables: dict[str, Variables], made: distillation.Made, key: Key, step: Int[Array, ""]
-    ) -> distillation.Terms:
+    def terms(self, variables: dict[str, Variables], made: distillation.Made, key: Key) -> distillation.Terms:
         real, fake = self.denoised(variables, distillation.detached(made))
         return {"divergence": distillation.surrogate(made.x, self._weight(made) * (fake - real))}
 

@@ -57,7 +57,7 @@ def test_the_loss_is_weighted_and_at_rest_at_the_optimum():
     variables = gaussians.players(law, (-0.2, 1.1))
     made = gaussians.make(method, variables, 0.4)
     real, fake = method.denoised(variables, made)
-    loss = method.terms(variables, made, jax.random.key(0), 0)["fisher"]
+    loss = method.terms(variables, made, jax.random.key(0))["fisher"]
     expected = (real - fake) * (fake - made.x) / jnp.maximum(jnp.abs(made.x - real), 1e-5)
     np.testing.assert_allclose(loss, expected[:, 0, 0, 0], rtol=1e-4, atol=1e-6)
     assert gaussians.expected_gradient(method, variables, 0.4)[1] > 0  # too wide: it shrinks
