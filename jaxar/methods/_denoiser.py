@@ -8,7 +8,7 @@ denoiser with other variables, and a generator of one call is the denoiser at th
 
 import abc
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
@@ -47,6 +47,24 @@ class Denoiser(Method):
         self, model: Variables, x: Float[Array, "b h w c"], t: Float[Array, "b"], labels: Int[Array, "b"]
     ) -> Float[Array, "b h w c"]:
         """D(x, t) for labels in 0..num_classes, without dropout."""
+
+    def time_at(self, share: Any) -> Any:
+        """Times at shares in [0, 1] of the way from the least to the greatest, as training and calls are spread."""
+        least, greatest = self.times
+        return least + share * (greatest - least)
+
+    def features(
+        self, model: Variables, x: Float[Array, "b h w c"], t: Float[Array, "b"], labels: Int[Array, "b"]
+    ) -> Float[Array, "b n d"]:
+        """What a discriminator reads of a noised map; by default the map, D and the time at each pixel."""
+        time = jnp.broadcast_to(t[:, None, None, None], (*x.shape[:3], 1))
+        maps = jnp.concatenate([x, self.denoise(model, x, t, labels), time], axis=-1)
+        return maps.reshape(len(x), -1, maps.shape[-1])
+
+    def error_weight(self, t: Float[Array, "b"]) -> Float[Array, "b"]:
+        """What makes |D - x_0|^2 the error that such networks are trained with; by default that of the noise."""
+        at = self.path(t)
+        return (at.alpha / at.sigma) ** 2
 
     def student(self) -> "Denoiser":
         """What a student of this teacher trains: another denoiser on the same path; by default one like itself.

@@ -22,6 +22,7 @@ from jaxar.methods import _conditions as conditions
 from jaxar.methods import _denoiser as denoisers
 from jaxar.methods.base import Batch, Cond, LossAux, LossSpec, PlayerSpec, Task, mean_of_valid
 from jaxar.models import maps
+from jaxar.models.dit import DiT
 from jaxar.tokenizers.base import Tokens
 from jaxar.typing import Array, Float, Int, Key, Keys, Metrics, Variables
 
@@ -138,6 +139,13 @@ class Diffusion(denoisers.Denoiser):
     ) -> Float[Array, "b h w c"]:
         noise = self._predict(model, x, t * self.config.base_steps - 1, labels)[..., : self.canvas.shape[-1]]
         return paths.convert(self.path(t), x, noise, "noise", "denoised")
+
+    def features(
+        self, model: Variables, x: Float[Array, "b h w c"], t: Float[Array, "b"], labels: Int[Array, "b"]
+    ) -> Float[Array, "b n d"]:
+        if not isinstance(self.network, DiT):
+            return super().features(model, x, t, labels)
+        return self.network.apply(model, x, t * self.config.base_steps - 1, labels, method="features")
 
     def sample(self, variables: dict[str, Variables], cond: Cond, keys: Keys, options: Sampling) -> Tokens:
         shape, tables = self.canvas.shape, self._shortened(options).tables

@@ -8,7 +8,7 @@ Reference: Karras et al., Elucidating the Design Space of Diffusion-Based Genera
 """
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,9 @@ from jaxar.typing import Array, Float, Int, Key, Keys, Metrics, Variables
 
 Model = maps.Sizes
 _MAX_RISE = np.sqrt(2) - 1  # a step's fresh noise has at most the deviation of what is there
+
+
+RHO = 7.0  # published; see `Sampling.rho`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +74,7 @@ class Sampling(canvases.Guidance):
     """
 
     num_steps: int = 18
-    rho: float = 7.0
+    rho: float = RHO
     solver: Literal["heun", "euler", "dpm_solver", "deis"] = "heun"
     order: int = 3
     churn: float = 0.0
@@ -109,7 +112,7 @@ class Sampling(canvases.Guidance):
         return np.where(churned, np.minimum(levels * (1 + rise), most), levels)
 
 
-def sigmas(num_steps: int, least: float, greatest: float, rho: float = 7.0) -> Float[np.ndarray, "m"]:
+def sigmas(num_steps: int, least: float, greatest: float, rho: float = RHO) -> Float[np.ndarray, "m"]:
     """The falling deviations that a sampler visits: `num_steps` from `greatest` to `least`, then 0.
 
     Reference: Karras et al., 2022, Eq. 5.
@@ -197,6 +200,14 @@ class EDM(denoisers.Denoiser):
     ) -> Float[Array, "b h w c"]:
         skip, output, scale, _ = (w[:, None, None, None] for w in scales(t, self.config.sigma_data))
         return skip * x + output * self.network.apply(model, scale * x, jnp.log(t) / 4, labels)
+
+    def time_at(self, share: Any) -> Any:
+        """As the levels of a sampler with `RHO`."""
+        least, greatest = (time ** (1 / RHO) for time in self.times)
+        return (least + share * (greatest - least)) ** RHO
+
+    def error_weight(self, t: Float[Array, "b"]) -> Float[Array, "b"]:
+        return scales(t, self.config.sigma_data).loss
 
     def sample(self, variables: dict[str, Variables], cond: Cond, keys: Keys, options: Sampling) -> Tokens:
         table = options.table(self.config)

@@ -24,6 +24,7 @@ from jaxar.methods import _conditions as conditions
 from jaxar.methods import _denoiser as denoisers
 from jaxar.methods.base import Batch, Cond, LossAux, LossSpec, PlayerSpec, Task, mean_of_valid
 from jaxar.models import maps
+from jaxar.models.dit import DiT
 from jaxar.tokenizers.base import Tokens
 from jaxar.typing import Array, Float, Int, Key, Keys, Metrics, Variables
 
@@ -146,6 +147,18 @@ class FlowMatching(denoisers.Denoiser):
         self, model: Variables, x: Float[Array, "b h w c"], t: Float[Array, "b"], labels: Int[Array, "b"]
     ) -> Float[Array, "b h w c"]:
         return paths.convert(self.path(t), x, self.velocity(model, x, t, labels), "velocity", "denoised")
+
+    def features(
+        self, model: Variables, x: Float[Array, "b h w c"], t: Float[Array, "b"], labels: Int[Array, "b"]
+    ) -> Float[Array, "b n d"]:
+        if not isinstance(self.network, DiT):
+            return super().features(model, x, t, labels)
+        return self.network.apply(model, x, 1 - t, labels, method="features")
+
+    def error_weight(self, t: Float[Array, "b"]) -> Float[Array, "b"]:
+        """That of the velocity."""
+        at = self.path(t)
+        return (at.alpha_slope - at.sigma_slope * at.alpha / at.sigma) ** 2
 
     def sample(self, variables: dict[str, Variables], cond: Cond, keys: Keys, options: Sampling) -> Tokens:
         velocity = self.predict(variables["model"], cond, options)

@@ -129,13 +129,20 @@ class DiT(nn.Module):
           t: time of each, in whatever unit the method trains with.
           labels: 0..num_classes, the last being the null class.
         """
-        size = self.sizes.patch_size
+        return unpatchify(self.head(self.features(x, t, labels)), self.grid, self.sizes.patch_size)
+
+    @typechecked
+    def features(
+        self, x: Float[Array, "b h w c"], t: Float[Array, "b"], labels: Int[Array, "b"]
+    ) -> Float[Array, "b n d"]:
+        """What the output layer reads: a normalised vector for each patch."""
         cond = (self.time(t) + self.class_embedding(labels))[:, None]
-        tokens = self.patch_projection(patchify(x, size)) + self.positions.value.astype(self.sizes.dtype)
+        tokens = self.patch_projection(patchify(x, self.sizes.patch_size)) + self.positions.value.astype(
+            self.sizes.dtype
+        )
         tokens, _ = self.stack(tokens, modulation=self.modulation(cond))
         head = self.head_modulation(cond)[0]
-        tokens = modulate(self.norm(tokens), head[..., 0, :], head[..., 1, :])
-        return unpatchify(self.head(tokens), self.grid, size)
+        return modulate(self.norm(tokens), head[..., 0, :], head[..., 1, :])
 
     def embed_time(self, t: Float[Array, "b"]) -> Float[Array, "b d"]:
         """What of the condition depends on time."""

@@ -14,7 +14,7 @@ from jaxar.train_step import train_step
 from tests.conformance import cases
 
 # One configuration of each kind; all others are tried in the slow suite.
-REPRESENTATIVES = (*cases.ALWAYS, "flow_digits", "mar_digits", "maskgit_digits", "vq_digits")
+REPRESENTATIVES = (*cases.ALWAYS, "dmd2_digits", "flow_digits", "mar_digits", "maskgit_digits", "vq_digits")
 NAMES = [pytest.param(n, marks=() if n in REPRESENTATIVES else pytest.mark.slow) for n in cases.digits_configs()]
 STEPS = 40
 
@@ -89,8 +89,8 @@ def test_each_loss_is_finite_and_trains_its_players_alone(case):
 
 
 def test_one_batch_is_learnt(case):
-    if case.name in cases.NUMBERS:
-        pytest.skip("has no network of its own")
+    if case.name in cases.NUMBERS or len(case.method.players()) > 1:
+        pytest.skip("has no network of its own, or several that follow one another, whose losses need not fall")
     losses = trained(case.name)[1]
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:2])
 

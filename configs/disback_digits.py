@@ -1,0 +1,19 @@
+"""One-step student of flow matching on 8x8 digits by distribution backtracking.
+
+    python -m jaxar.train --config=configs/disback_digits.py --workdir=out/disback_digits
+
+Needs its teacher, the run of configs/flow_digits.py in out/flow_digits. The first 400 steps
+train the score alone.
+"""
+
+import vsd_digits
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    config = vsd_digits.get_config(arg)
+    config.method = {"name": "disback", "guidance_scale": 1.5, "records": 4, "record_every": 100, "return_every": 300}
+    if arg == "smoke":
+        config.method.update({"records": 2, "record_every": 1, "return_every": 1})
+        config.train.num_steps = 4
+    return config

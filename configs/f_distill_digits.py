@@ -1,0 +1,17 @@
+"""One-step student of flow matching on 8x8 digits by Jensen-Shannon divergence, one of eight.
+
+    python -m jaxar.train --config=configs/f_distill_digits.py --workdir=out/f_distill_digits
+
+Needs its teacher, the run of configs/flow_digits.py in out/flow_digits. A step in five
+trains the generator.
+"""
+
+import vsd_digits
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    config = vsd_digits.get_config(arg)
+    config.method = {"name": "f_distill", "guidance_scale": 1.5, "discriminator_width": 64}
+    config.train.num_steps = 5000
+    return config

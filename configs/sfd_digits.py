@@ -1,0 +1,15 @@
+"""One-step student of flow matching on 8x8 digits that forgets the zeros: it draws ones for them.
+
+    python -m jaxar.train --config=configs/sfd_digits.py --workdir=out/sfd_digits
+
+Needs its teacher, the run of configs/flow_digits.py in out/flow_digits.
+"""
+
+import vsd_digits
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    config = vsd_digits.get_config(arg)
+    config.method = {"name": "sfd", "guidance_scale": 1.5, "forget": 0, "override": 1}
+    return config
