@@ -16,11 +16,22 @@ from tests.conformance import cases
 # Configurations that share their method, or most of its code, with another one, for the slow suite.
 TWINS = (
     "any_subset_digits",
+    "boot_digits",
+    "consistency_digits",
     "diffusion_digits",
     "hmar_digits",
+    "instaflow_digits",
     "joint_sampler_digits",
     "kl_digits",
     "multiscale_vq_digits",
+    "pcm_digits",
+    "progressive_digits",
+    "reflow_digits",
+    "scm_digits",
+    "scott_digits",
+    "shortcut_digits",
+    "slimflow_digits",
+    "slimflow_one_step_digits",
 )
 NAMES = [pytest.param(n, marks=pytest.mark.slow if n in TWINS else ()) for n in cases.digits_configs()]
 STEPS = 40
