@@ -29,7 +29,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "ema": (0.995,),
     }
     config.train = {"num_steps": 3000, "batch_size": 64, "checkpoint_every": 500}
-    config.sample = {"num_steps": 16, "head": {"first": 50, "start": 950}, "guidance_scale": 1.5}
+    config.sample = {"num_steps": 16, "head": {"first": 50, "start": 950, "temperature": 0.9}, "guidance_scale": 4.0}
     config.eval = {"every": 500, "sample_every": 3000, "reference": "digits", "ema": "0.995"}
     if arg == "flow":
         config.method.head = "flow"

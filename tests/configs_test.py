@@ -40,6 +40,7 @@ PUBLISHED = {
     ("mar_imagenet256", ""): 208,
     ("mar_imagenet256", "l"): 479,
     ("mar_imagenet256", "h"): 943,
+    ("meanflow_imagenet256_b4", ""): 131,
     ("next_scale_imagenet256", ""): 310,
     ("next_scale_imagenet256", "d20"): 600,
     ("next_scale_imagenet256", "d24"): 1_000,

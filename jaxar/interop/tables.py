@@ -75,10 +75,10 @@ class Entry:
     """One correspondence.
 
     Attributes:
-      ours: path of our array ("a/b/kernel"); several where one official array holds ours one after another on axis 0.
+      ours: path of our array ("a/b/kernel"); several where one official array holds ours one after another.
       official: name of the official array; several where ours stacks them on a new axis 0.
       layouts: of each of `ours`.
-      rows: what each of `ours` takes of axis 0 of the official array; () if there is only one.
+      rows: what each of `ours` takes of the official array's axis `axis`; () if there is only one.
       stacked: whether ours has the new axis; without it `official` is one name.
     """
 
@@ -87,6 +87,7 @@ class Entry:
     layouts: tuple[Layout, ...]
     rows: tuple[int, ...] = ()
     stacked: bool = False
+    axis: int = 0
 
     def to_ours(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         found = {}
@@ -101,11 +102,11 @@ class Entry:
         for index, name in enumerate(self.official):
             parts = [arrays[path][index] if self.stacked else arrays[path] for path in self.ours]
             parts = [layout.to_official(part) for layout, part in zip(self.layouts, parts)]
-            found[name] = np.concatenate(parts) if self.rows else parts[0]
+            found[name] = np.concatenate(parts, self.axis) if self.rows else parts[0]
         return found
 
     def _cut(self, array: np.ndarray) -> list[np.ndarray]:
-        return np.split(array, np.cumsum(self.rows)[:-1]) if self.rows else [array]
+        return np.split(array, np.cumsum(self.rows)[:-1], self.axis) if self.rows else [array]
 
     def official_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         """Shape of each official array by name, from the shapes of ours; they all have the same."""
@@ -113,7 +114,8 @@ class Entry:
         for path, layout in zip(self.ours, self.layouts):
             shape = shapes[path][1:] if self.stacked else shapes[path]
             parts.append(jax.eval_shape(layout.to_official, jax.ShapeDtypeStruct(shape, np.float32)).shape)
-        shape = (sum(self.rows), *parts[0][1:]) if self.rows else parts[0]
+        before, after = parts[0][: self.axis], parts[0][self.axis + 1 :]
+        shape = (*before, sum(self.rows), *after) if self.rows else parts[0]
         return dict.fromkeys(self.official, shape)
 
 
@@ -156,11 +158,13 @@ def layers(ours: str, official: str, count: int, layout: Layout = SAME) -> Entry
     return stack(ours, [official.format(i) for i in range(count)], layout)
 
 
-def fused(ours: Iterable[str], official: Iterable[str] | str, rows: Iterable[int], layouts: Iterable[Layout]) -> Entry:
-    """One official array holds several of ours; with a list of names ours are also stacks over them."""
+def fused(
+    ours: Iterable[str], official: Iterable[str] | str, rows: Iterable[int], layouts: Iterable[Layout], axis: int = 0
+) -> Entry:
+    """One official array holds several of ours along an axis; with a list of names ours are also stacks over them."""
     stacked = not isinstance(official, str)
     names = tuple(official) if stacked else (official,)
-    return Entry(tuple(ours), names, tuple(layouts), tuple(rows), stacked)
+    return Entry(tuple(ours), names, tuple(layouts), tuple(rows), stacked, axis)
 
 
 def joined(ours: str, official: Mapping[str, int]) -> Joined:

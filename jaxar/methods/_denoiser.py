@@ -3,7 +3,8 @@
     D(x, t) = E[x_0 | x_t = x],    x_t = alpha(t) x_0 + sigma(t) noise,    t in `times`: least, greatest
 
 Noise, velocity and score follow from D by `diffusion.paths.convert`. A student of the same architecture is the same
-denoiser with other variables, and a generator of one call is the denoiser at the noisiest time.
+denoiser with other variables, and a generator of one call is the denoiser at the noisiest time. A student may be told
+more than the time: where a jump ends, or how it is guided. These are its `scalars`.
 """
 
 import abc
@@ -44,7 +45,12 @@ class Denoiser(Method):
 
     @abc.abstractmethod
     def denoise(
-        self, model: Variables, x: Float[Array, "b h w c"], t: Float[Array, "b"], labels: Int[Array, "b"]
+        self,
+        model: Variables,
+        x: Float[Array, "b h w c"],
+        t: Float[Array, "b"],
+        labels: Int[Array, "b"],
+        *scalars: Float[Array, "b"],
     ) -> Float[Array, "b h w c"]:
         """D(x, t) for labels in 0..num_classes, without dropout."""
 
@@ -66,11 +72,31 @@ class Denoiser(Method):
         at = self.path(t)
         return (at.alpha / at.sigma) ** 2
 
-    def student(self) -> "Denoiser":
-        """What a student of this teacher trains: another denoiser on the same path; by default one like itself.
+    def velocity(
+        self,
+        model: Variables,
+        x: Float[Array, "b h w c"],
+        t: Float[Array, "b"],
+        labels: Int[Array, "b"],
+        *scalars: Float[Array, "b"],
+    ) -> Float[Array, "b h w c"]:
+        """The expected derivative of x by time; not where sigma is 0, unless a network predicts it."""
+        denoised = self.denoise(model, x, t, labels, *scalars)
+        return paths.convert(self.path(t), x, denoised, "denoised", "velocity")
 
-        A student that is the teacher (`is`) starts with its weights.
+    def student(self, num_scalars: int = 0) -> "Denoiser":
+        """What a student of this teacher trains: another denoiser on the same path, which is told so many scalars.
+
+        By default one like itself. A student that is the teacher (`is`) starts with its weights.
+
+        Raises:
+          ConfigError: its network takes none.
         """
+        if num_scalars:
+            raise ConfigError(
+                f"a student of {type(self).__name__} can be told the time alone, and this method tells it more; use a "
+                "teacher of flow_matching or diffusion"
+            )
         return self
 
 

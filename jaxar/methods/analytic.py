@@ -125,12 +125,14 @@ class Analytic(denoisers.Denoiser):
             return solvers.heun(self.path, edm.sigmas(options.num_steps, *self.times))
         return solvers.heun(self.path, np.linspace(1, 0, options.num_steps + 1))
 
-    def student(self) -> flow_matching.FlowMatching | edm.EDM:
+    def student(self, num_scalars: int = 0) -> flow_matching.FlowMatching | edm.EDM:
         """A small network on the same path."""
         network = vector.VectorNetwork(self.students, self.canvas.shape[-1], self.labels)
         if self.config.path == "ve":
-            return edm.EDM(network, self.canvas, self.config.edm_config)
-        return flow_matching.FlowMatching(network, self.canvas, flow_matching.Config(self.config.path))
+            return edm.EDM(network, self.canvas, self.config.edm_config).student(num_scalars)
+        return flow_matching.FlowMatching(network, self.canvas, flow_matching.Config(self.config.path)).student(
+            num_scalars
+        )
 
 
 def build(config: Config, model: Model, task: Task) -> Analytic:

@@ -97,7 +97,8 @@ class Diffusion(denoisers.Denoiser):
         return {"model": PlayerSpec()}
 
     def init(self, key: Key) -> dict[str, Variables]:
-        return {"model": self.network.init(key, jnp.zeros((1, *self.canvas.shape)), jnp.zeros(1), jnp.zeros(1, int))}
+        x, t, label = jnp.zeros((1, *self.canvas.shape)), jnp.zeros(1), jnp.zeros(1, int)
+        return {"model": self.network.init(key, x, t, label, *[t] * self.network.num_scalars)}
 
     def losses(self) -> tuple[LossSpec, ...]:
         return (LossSpec("denoise", self.loss, ("model",)),)
@@ -131,13 +132,20 @@ class Diffusion(denoisers.Denoiser):
         t = jax.random.randint(time_key, x.shape[:1], 0, self.config.base_steps)
         return t, jax.random.normal(noise_key, x.shape)
 
-    def _predict(self, model: Variables, x: Array, t: Array, labels: Array) -> Float[Array, "b h w 2*c"]:
-        return self.network.apply(model, x, t.astype(jnp.float32), labels)
+    def _predict(
+        self, model: Variables, x: Array, t: Array, labels: Array, *scalars: Array
+    ) -> Float[Array, "b h w 2*c"]:
+        return self.network.apply(model, x, t.astype(jnp.float32), labels, *scalars)
 
     def denoise(
-        self, model: Variables, x: Float[Array, "b h w c"], t: Float[Array, "b"], labels: Int[Array, "b"]
+        self,
+        model: Variables,
+        x: Float[Array, "b h w c"],
+        t: Float[Array, "b"],
+        labels: Int[Array, "b"],
+        *scalars: Float[Array, "b"],
     ) -> Float[Array, "b h w c"]:
-        noise = self._predict(model, x, t * self.config.base_steps - 1, labels)[..., : self.canvas.shape[-1]]
+        noise = self._predict(model, x, t * self.config.base_steps - 1, labels, *scalars)[..., : self.canvas.shape[-1]]
         return paths.convert(self.path(t), x, noise, "noise", "denoised")
 
     def features(
@@ -146,6 +154,13 @@ class Diffusion(denoisers.Denoiser):
         if not isinstance(self.network, DiT):
             return super().features(model, x, t, labels)
         return self.network.apply(model, x, t * self.config.base_steps - 1, labels, method="features")
+
+    def student(self, num_scalars: int = 0) -> "Diffusion":
+        if not isinstance(self.network, DiT):
+            return super().student(num_scalars)
+        if num_scalars == self.network.num_scalars:
+            return self
+        return dataclasses.replace(self, network=self.network.clone(num_scalars=num_scalars))
 
     def sample(self, variables: dict[str, Variables], cond: Cond, keys: Keys, options: Sampling) -> Tokens:
         shape, tables = self.canvas.shape, self._shortened(options).tables

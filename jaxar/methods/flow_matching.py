@@ -2,7 +2,7 @@
 
     x_t = alpha(t) x_0 + sigma(t) noise,    loss = |velocity of x_t - prediction|^2,    t uniform in [0, 1]
 
-The network has the clock of the published one: it is told 1 - t and predicts the velocity towards data.
+By default the network has the clock of the published one: it is told 1 - t and predicts the velocity towards data.
 
 Reference: Ma et al., SiT: Exploring Flow and Diffusion-based Generative Models with Scalable Interpolant Transformers,
 2024; Lipman et al., Flow Matching for Generative Modeling, 2023; Liu et al., Flow Straight and Fast, 2023.
@@ -39,11 +39,13 @@ class Config:
       path: "linear", or "cosine" of constant variance; see `diffusion.paths`.
       label_drop: share of labels that training replaces by the null one; 0 for a model that is never guided.
       learn_sigma: the network has as many channels again that nothing reads, as published weights have.
+      clock: what the network is told and follows: the time until "data" is reached, or that until "noise" is.
     """
 
     path: Literal["linear", "cosine"] = "linear"
     label_drop: float = 0.1
     learn_sigma: bool = False
+    clock: Literal["data", "noise"] = "data"
 
     def __post_init__(self):
         canvases.check_label_drop(self.label_drop)
@@ -105,7 +107,8 @@ class FlowMatching(denoisers.Denoiser):
         return {"model": PlayerSpec()}
 
     def init(self, key: Key) -> dict[str, Variables]:
-        return {"model": self.network.init(key, jnp.zeros((1, *self.canvas.shape)), jnp.zeros(1), jnp.zeros(1, int))}
+        x, t, label = jnp.zeros((1, *self.canvas.shape)), jnp.zeros(1), jnp.zeros(1, int)
+        return {"model": self.network.init(key, x, t, label, *[t] * self.network.num_scalars)}
 
     def losses(self) -> tuple[LossSpec, ...]:
         return (LossSpec("flow", self.loss, ("model",)),)
@@ -138,15 +141,33 @@ class FlowMatching(denoisers.Denoiser):
         return jax.random.uniform(time_key, x.shape[:1]), jax.random.normal(noise_key, x.shape)
 
     def velocity(
-        self, model: Variables, x: Float[Array, "b h w c"], t: Float[Array, "b"], labels: Int[Array, "b"]
+        self,
+        model: Variables,
+        x: Float[Array, "b h w c"],
+        t: Float[Array, "b"],
+        labels: Int[Array, "b"],
+        *scalars: Float[Array, "b"],
     ) -> Float[Array, "b h w c"]:
         """The predicted velocity, from data to noise."""
-        return -self.network.apply(model, x, 1 - t, labels)[..., : self.canvas.shape[-1]]
+        told, sign = (1 - t, -1) if self.config.clock == "data" else (t, 1)
+        return sign * self.network.apply(model, x, told, labels, *scalars)[..., : self.canvas.shape[-1]]
 
     def denoise(
-        self, model: Variables, x: Float[Array, "b h w c"], t: Float[Array, "b"], labels: Int[Array, "b"]
+        self,
+        model: Variables,
+        x: Float[Array, "b h w c"],
+        t: Float[Array, "b"],
+        labels: Int[Array, "b"],
+        *scalars: Float[Array, "b"],
     ) -> Float[Array, "b h w c"]:
-        return paths.convert(self.path(t), x, self.velocity(model, x, t, labels), "velocity", "denoised")
+        return paths.convert(self.path(t), x, self.velocity(model, x, t, labels, *scalars), "velocity", "denoised")
+
+    def student(self, num_scalars: int = 0) -> "FlowMatching":
+        if not isinstance(self.network, DiT):
+            return super().student(num_scalars)
+        if num_scalars == self.network.num_scalars:
+            return self
+        return dataclasses.replace(self, network=self.network.clone(num_scalars=num_scalars))
 
     def features(
         self, model: Variables, x: Float[Array, "b h w c"], t: Float[Array, "b"], labels: Int[Array, "b"]

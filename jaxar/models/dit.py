@@ -32,6 +32,7 @@ class Sizes:
       patch_size: side of the squares that are the tokens.
       mlp_ratio: width inside the feed-forward layers, relative to `width`.
       remat: what the backward pass recomputes.
+      attention: the kernel's implementation; "sliced" has forward-mode derivatives on every platform.
       dtype, param_dtype: of computation and of storage.
     """
 
@@ -41,6 +42,7 @@ class Sizes:
     patch_size: int = 2
     mlp_ratio: float = 4.0
     remat: Remat = "none"
+    attention: Literal["auto", "sliced"] = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     name: Literal["dit"] = "dit"
@@ -75,6 +77,7 @@ class Sizes:
             affine=False,
             bias="qkv",
             out_bias=True,
+            implementation=self.attention,
             init=XAVIER,
             out_init=XAVIER,
             dtype=self.dtype,
@@ -88,12 +91,14 @@ class DiT(nn.Module):
     Attributes:
       shape: height, width and channels of the noised maps.
       num_classes: labels are below it; `num_classes` itself is the null class.
+      num_scalars: numbers beside the time that condition it (another time, a guidance scale), embedded as the time is.
     """
 
     sizes: Sizes
     shape: tuple[int, int, int]
     out_channels: int
     num_classes: int
+    num_scalars: int = 0
 
     def setup(self):
         sizes, types = self.sizes, dict(dtype=self.sizes.dtype, param_dtype=self.sizes.param_dtype)
@@ -102,6 +107,7 @@ class DiT(nn.Module):
             sizes.width, kernel_init=logical(XAVIER, None, "embed"), bias_init=logical(ZEROS, "embed"), **types
         )
         self.time = TimestepEmbedding(sizes.width, **types)
+        self.scalars = [TimestepEmbedding(sizes.width, **types) for _ in range(self.num_scalars)]
         self.class_embedding = Embedding(self.num_classes + 1, sizes.width, ("classes", "embed"), DEFAULT_INIT, **types)
         self.modulation = Modulation(sizes.num_layers, (0.0,) * 6, **types)
         self.stack = Stack(sizes.block(), sizes.num_layers, remat=sizes.remat)
@@ -120,7 +126,7 @@ class DiT(nn.Module):
 
     @typechecked
     def __call__(
-        self, x: Float[Array, "b h w c"], t: Float[Array, "b"], labels: Int[Array, "b"]
+        self, x: Float[Array, "b h w c"], t: Float[Array, "b"], labels: Int[Array, "b"], *scalars: Float[Array, "b"]
     ) -> Float[Array, "b h w {self.out_channels}"]:
         """The network's output, float32.
 
@@ -128,18 +134,19 @@ class DiT(nn.Module):
           x: noised maps.
           t: time of each, in whatever unit the method trains with.
           labels: 0..num_classes, the last being the null class.
+          scalars: the others of `num_scalars`.
         """
-        return unpatchify(self.head(self.features(x, t, labels)), self.grid, self.sizes.patch_size)
+        return unpatchify(self.head(self.features(x, t, labels, *scalars)), self.grid, self.sizes.patch_size)
 
     @typechecked
     def features(
-        self, x: Float[Array, "b h w c"], t: Float[Array, "b"], labels: Int[Array, "b"]
+        self, x: Float[Array, "b h w c"], t: Float[Array, "b"], labels: Int[Array, "b"], *scalars: Float[Array, "b"]
     ) -> Float[Array, "b n d"]:
         """What the output layer reads: a normalised vector for each patch."""
-        cond = (self.time(t) + self.class_embedding(labels))[:, None]
-        tokens = self.patch_projection(patchify(x, self.sizes.patch_size)) + self.positions.value.astype(
-            self.sizes.dtype
-        )
+        of_scalars = [embed(value) for embed, value in zip(self.scalars, scalars, strict=True)]
+        cond = sum(of_scalars, self.time(t) + self.class_embedding(labels))[:, None]
+        tokens = self.patch_projection(patchify(x, self.sizes.patch_size))
+        tokens += self.positions.value.astype(self.sizes.dtype)
         tokens, _ = self.stack(tokens, modulation=self.modulation(cond))
         head = self.head_modulation(cond)[0]
         return modulate(self.norm(tokens), head[..., 0, :], head[..., 1, :])

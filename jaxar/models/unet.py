@@ -95,6 +95,7 @@ class UNet(nn.Module):
     sizes: Sizes
     out_channels: int
     num_classes: int
+    num_scalars = 0  # it is told nothing beside time and class
 
     @nn.compact
     @typechecked

@@ -50,6 +50,7 @@ class VectorNetwork(nn.Module):
     out_channels: int
     num_classes: int
     last_time: float = 1.0
+    num_scalars = 0  # it is told nothing beside time and class
 
     @nn.compact
     @typechecked

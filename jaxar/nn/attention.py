@@ -6,7 +6,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxar.kernels.attention import attention
+from jaxar.kernels.attention import Implementation, attention
 from jaxar.kernels.mask import DynamicRanges, MaskSpec
 from jaxar.nn import rope
 from jaxar.nn.cache import Cache
@@ -27,6 +27,7 @@ class Attention(nn.Module):
       scale: of the logits, None for head_dim^-0.5; without effect under `qk_norm="l2"`.
       mask: which of the keys given in the same call each query sees (no cache), None for all.
       kv_len: filled prefix of the cache to read, static.
+      implementation: of the kernel, as `kernels.attention.attention` takes it.
     """
 
     num_heads: int
@@ -38,6 +39,7 @@ class Attention(nn.Module):
     scale: float | None = None
     mask: MaskSpec | None = None
     kv_len: int | None = None
+    implementation: Implementation = "auto"
     kernel_init: Init = DEFAULT_INIT
     out_init: Init = DEFAULT_INIT
     dtype: Any = jnp.float32
@@ -75,7 +77,7 @@ class Attention(nn.Module):
         if cache is not None:
             cache = cache.write(layer, k, v)
             k, v = (y.astype(self.dtype) for y in cache.read(layer, self.kv_len))
-        y = attention(q, k, v, self.mask, dynamic, scale=scale)
+        y = attention(q, k, v, self.mask, dynamic, scale=scale, implementation=self.implementation)
         y = constrain(y, "batch", "length", "heads", "head_dim")
         y = nn.DenseGeneral(
             x.shape[-1],

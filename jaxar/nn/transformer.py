@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxar.config import ConfigError
+from jaxar.kernels.attention import Implementation
 from jaxar.kernels.mask import DynamicRanges, MaskSpec
 from jaxar.nn.attention import Attention
 from jaxar.nn.cache import Cache
@@ -34,7 +35,7 @@ class BlockSpec:
       affine: learned scale (and bias) in the norms; off where adaLN supplies them.
       feed_forward: "swiglu", or the activation of a two-layer MLP with biases.
       hidden: width inside the feed-forward layer.
-      bias, qk_norm, scale: as in `Attention`.
+      bias, qk_norm, scale, implementation: as in `Attention`.
       out_bias: bias of the attention's output projection.
       dropout: on the output of both branches.
       init: of every kernel but the last of a branch, which takes `out_init`.
@@ -52,6 +53,7 @@ class BlockSpec:
     out_bias: bool = False
     qk_norm: Literal["none", "l2"] = "none"
     scale: float | None = None
+    implementation: Implementation = "auto"
     dropout: float = 0.0
     init: Init = DEFAULT_INIT
     out_init: Init = DEFAULT_INIT
@@ -152,6 +154,7 @@ class Block(nn.Module):
             scale=spec.scale,
             mask=self.mask,
             kv_len=self.kv_len,
+            implementation=spec.implementation,
             kernel_init=spec.init,
             out_init=spec.out_init,
             dtype=spec.dtype,

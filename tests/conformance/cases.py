@@ -94,10 +94,19 @@ def case(name: str, num_heads: int | None = None) -> Case:
         prepare = Encoder(task.tokenizer)
     if task.teacher is not None:
         first = next(iter(task.teacher.players()))
-        frozen["teacher"] = jax.jit(lambda key: nn.meta.unbox(task.teacher.init(key)[first]))(jax.random.key(8))
+        fresh = jax.jit(lambda key: nn.meta.unbox(task.teacher.init(key)[first]))(jax.random.key(8))
+        frozen["teacher"] = {**fresh, "params": _perturbed(fresh["params"])}
     raw = next(loader.train_batches(datasets.configure(config["data"]), batch_size=BATCH, seed=0))
     batch = jax.jit(lambda f, b: prepare(f, b, None))(frozen, raw) if prepare else raw
     return Case(name, config, task, method, frozen, raw, batch, prepare)
+
+
+def _perturbed(params: Any) -> Any:
+    """Parameters none of which is zero: a teacher whose gates and head are closed has nothing to teach."""
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(9), len(leaves))
+    noise = [0.1 * jax.random.normal(key, x.shape, x.dtype) for key, x in zip(keys, leaves)]
+    return jax.tree.unflatten(structure, [x + n for x, n in zip(leaves, noise)])
 
 
 def digits_configs() -> list[str]:

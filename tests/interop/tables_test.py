@@ -70,6 +70,16 @@ def test_a_fused_projection_is_cut_by_rows_and_split_into_heads(official):
     np.testing.assert_allclose(out, official["blocks.0.proj.weight"] @ heads, rtol=1e-5)
 
 
+def test_a_projection_may_also_be_fused_by_columns():
+    entry = fused(["query", "key"], "qk", (4, 2), [LINEAR.then(split_heads(2)), LINEAR.then(split_heads(1))], axis=1)
+    official = {"qk": np.random.default_rng(0).normal(size=(3, 6))}
+    ours = entry.to_ours(official)
+    np.testing.assert_array_equal(ours["query"], official["qk"][:, :4].reshape(3, 2, 2))
+    np.testing.assert_array_equal(ours["key"], official["qk"][:, 4:].reshape(3, 1, 2))
+    np.testing.assert_array_equal(entry.to_official(ours)["qk"], official["qk"])
+    assert entry.official_shapes({path: array.shape for path, array in ours.items()}) == {"qk": (3, 6)}
+
+
 def test_a_convolution_keeps_its_window():
     official = np.random.default_rng(0).normal(size=(2, 3, 5, 4))
     ours = CONV.to_ours(official)

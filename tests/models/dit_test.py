@@ -1,5 +1,6 @@
 """The diffusion transformer beside its golden numbers (tests/interop): positions, patches, what outputs depend on."""
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -70,6 +71,25 @@ def test_every_patch_time_and_label_is_seen():
 def test_sizes_that_do_not_fit_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
         Sizes(**{"num_layers": 2, "width": 16, "num_heads": 2, **changes})
+
+
+def test_scalars_condition_beside_the_time_and_change_nothing_else():
+    told = NET.clone(num_scalars=1)
+    shapes = nn.meta.unbox(jax.eval_shape(told.init, jax.random.key(0), X, T, LABELS, T))["params"]
+    assert shapes.keys() - variables()["params"].keys() == {"scalars_0"}
+    drawn = jax.tree.map(lambda s: 0.2 * jnp.ones(s.shape), shapes["scalars_0"])
+    given = {**variables(), "params": {**variables()["params"], "scalars_0": drawn}}
+    apply_told = jax.jit(told.apply)
+    first, second = (apply_told(given, X, T, LABELS, jnp.array([scalar, 0.1])) for scalar in (0.1, 0.9))
+    assert np.abs(first - second)[0].max() > 1e-5
+    np.testing.assert_array_equal(first[1], second[1])
+    silent = {**given, "params": {**given["params"], "scalars_0": jax.tree.map(jnp.zeros_like, drawn)}}
+    np.testing.assert_allclose(apply_told(silent, X, T, LABELS, T), apply()(variables(), X, T, LABELS), rtol=1e-5)
+
+
+def test_a_kernel_with_forward_derivatives_can_be_asked_for():
+    assert dataclasses.replace(SIZES, attention="sliced").block().implementation == "sliced"
+    assert SIZES.block().implementation == "auto"
 
 
 def test_patches_must_divide_the_maps():

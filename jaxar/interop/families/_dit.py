@@ -37,7 +37,7 @@ from jaxar.typing import Array, Variables
 TOKENIZER = "vae"
 _STRIDE, _LATENT_CHANNELS, _LATENT_SCALE = 8, 4, 0.18215  # of Stable Diffusion's autoencoder
 # Chunks of adaLN vectors: officially shift, scale, gate of attention, then of the feed-forward layer.
-_BLOCK_CHUNKS, _HEAD_CHUNKS = chunks((2, 5, 1, 4, 0, 3)), chunks((1, 0))
+BLOCK_CHUNKS, HEAD_CHUNKS = chunks((2, 5, 1, 4, 0, 3)), chunks((1, 0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,9 +137,9 @@ def _outer(given: Arguments) -> Iterator[Entry]:
     yield one("class_embedding/embedding", "y_embedder.embedding_table.weight", classes)
     of_layer = Layout(lambda x: x[None], lambda x: x[0])
     yield one(
-        "head_modulation/kernel", "final_layer.adaLN_modulation.1.weight", _HEAD_CHUNKS.then(LINEAR).then(of_layer)
+        "head_modulation/kernel", "final_layer.adaLN_modulation.1.weight", HEAD_CHUNKS.then(LINEAR).then(of_layer)
     )
-    yield one("head_modulation/bias", "final_layer.adaLN_modulation.1.bias", _HEAD_CHUNKS.then(of_layer))
+    yield one("head_modulation/bias", "final_layer.adaLN_modulation.1.bias", HEAD_CHUNKS.then(of_layer))
     yield from _linear("head", "final_layer.linear")
 
 
@@ -163,8 +163,8 @@ def _blocks(given: Arguments) -> Iterator[Entry]:
         yield layers(f"{block}/mlp/{ours}/kernel", f"blocks.{{}}.mlp.{official}.weight", depth, LINEAR)
         yield layers(f"{block}/mlp/{ours}/bias", f"blocks.{{}}.mlp.{official}.bias", depth)
     modulation = "blocks.{}.adaLN_modulation.1"
-    yield layers("modulation/kernel", f"{modulation}.weight", depth, _BLOCK_CHUNKS.then(LINEAR))
-    yield layers("modulation/bias", f"{modulation}.bias", depth, _BLOCK_CHUNKS)
+    yield layers("modulation/kernel", f"{modulation}.weight", depth, BLOCK_CHUNKS.then(LINEAR))
+    yield layers("modulation/bias", f"{modulation}.bias", depth, BLOCK_CHUNKS)
 
 
 def apply(official: Official, variables: dict[str, Variables], x: Array, t: Array, labels: Array) -> Array:

@@ -1,0 +1,17 @@
+"""One step of the flow model of 8x8 digits, learnt from noise alone (BOOT).
+
+    python -m jaxar.train --config=configs/boot_digits.py --workdir=out/boot_digits
+
+Needs its teacher, the run of configs/flow_digits.py in out/flow_digits.
+"""
+
+from common import digits_student
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    config = digits_student(arg)
+    config.method = {"name": "boot", "teacher": {"guidance_scale": 1.5}}
+    if arg == "smoke":
+        config.method.gap = 0.5
+    return config

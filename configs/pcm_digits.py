@@ -1,0 +1,17 @@
+"""Phased consistency distillation of the flow model of 8x8 digits: four phases, four calls.
+
+    python -m jaxar.train --config=configs/pcm_digits.py --workdir=out/pcm_digits
+
+Needs its teacher, the run of configs/flow_digits.py in out/flow_digits.
+"""
+
+from common import digits_student
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    config = digits_student(arg)
+    config.method = {"name": "pcm", "phases": 4, "levels": 24, "teacher": {"guidance_scale": 1.5}}
+    if arg == "smoke":
+        config.method.update({"phases": 2, "levels": 2})
+    return config

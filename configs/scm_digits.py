@@ -1,0 +1,15 @@
+"""Continuous-time consistency over the pixels of 8x8 digits, trained without a teacher.
+
+    python -m jaxar.train --config=configs/scm_digits.py --workdir=out/scm_digits
+
+With --config.teacher.from_=WORKDIR the flow model of configs/flow_digits.py:cosine there teaches.
+"""
+
+from common import digits_student
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    config = digits_student(arg, taught=False)
+    config.method = {"name": "scm", "warmup_steps": 500}
+    return config

@@ -1,0 +1,18 @@
+"""Stochastic consistency distillation of the flow model of 8x8 digits, for guidance scales from 1 to 3.
+
+    python -m jaxar.train --config=configs/scott_digits.py --workdir=out/scott_digits
+
+Needs its teacher, the run of configs/flow_digits.py in out/flow_digits.
+"""
+
+from common import digits_student
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    config = digits_student(arg)
+    config.method = {"name": "scott", "levels": 12, "guidance": {"low": 1.0, "high": 3.0}}
+    config.sample = {"num_steps": 2, "guidance_scale": 1.5}
+    if arg == "smoke":
+        config.method.update({"levels": 2, "substeps": 1})
+    return config

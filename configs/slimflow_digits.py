@@ -1,0 +1,19 @@
+"""Rectified flow for a smaller network from pairs of the flow model of 8x8 digits: 0.2M parameters.
+
+    python -m jaxar.train --config=configs/slimflow_digits.py --workdir=out/slimflow_digits
+
+Needs its teacher, the run of configs/flow_digits.py in out/flow_digits. It is the teacher of slimflow_one_step_digits.
+"""
+
+from common import digits_student
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    config = digits_student(arg)
+    config.model = {"num_layers": 2, "width": 64, "num_heads": 4, "patch_size": 2}
+    config.method = {"name": "slimflow", "solver_steps": 8, "anneal_steps": 1000, "teacher": {"guidance_scale": 1.5}}
+    if arg == "smoke":
+        config.model.update({"width": 32, "num_heads": 2})
+        config.method.solver_steps = 2
+    return config

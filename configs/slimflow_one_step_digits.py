@@ -1,0 +1,17 @@
+"""One step of the small rectified flow of 8x8 digits: 0.2M parameters.
+
+    python -m jaxar.train --config=configs/slimflow_one_step_digits.py --workdir=out/slimflow_one_step_digits
+
+Needs its teacher, the run of configs/slimflow_digits.py in out/slimflow_digits.
+"""
+
+import slimflow_digits
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    config = slimflow_digits.get_config(arg)
+    config.teacher.from_ = "out/slimflow_digits"
+    config.method.distil = True
+    config.method.teacher = {}  # the first run has learnt the guided flow
+    return config

@@ -1,0 +1,133 @@
+"""SCott: consistency distillation along trajectories that a stochastic solver draws.
+
+The neighbour of x_t is reached in a few steps of the guided teacher, each of which replaces part of the noise by fresh
+one (`eta`, as in DDIM). The student is told the guidance scale. With eta = 0 this is consistency distillation; the
+larger eta is, the more the student averages over what the fresh noise would have made of x_t.
+
+Reference: Liu et al., SCott: Accelerating Diffusion Models with Stochastic Consistency Distillation, 2024. Difference:
+the adversarial term, which restores sharpness, is left out.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxar.config import ConfigError
+from jaxar.diffusion import paths, trajectories
+from jaxar.methods import _denoiser as denoisers
+from jaxar.methods import _landing as landing
+from jaxar.methods import _students as students
+from jaxar.methods.base import Cond, Task
+from jaxar.tokenizers.base import Tokens
+from jaxar.typing import Array, Float, Int, Key, Keys, Variables
+
+Model, Sampling = students.Model, students.GuidedSampling
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The `method` section.
+
+    Attributes:
+      levels: of noise, each pair of neighbours as likely.
+      substeps: of the teacher between neighbours.
+      eta: share of fresh noise, 0..1.
+      target_decay: of the average of weights that gives the targets.
+      huber: scale of the pseudo-Huber distance, None for the mean square.
+      rho, least_time: as in `consistency`.
+      guidance: scales of the teacher.
+    """
+
+    levels: int = 42
+    substeps: int = 3
+    eta: float = 0.2
+    target_decay: float | None = 0.95
+    huber: float | None = None
+    rho: float = 1.0
+    least_time: float = 0.002
+    guidance: students.Scales = students.Scales()  # noqa: RUF009 - frozen
+
+    def __post_init__(self):
+        students.check_decay(self.target_decay)
+        students.check_trajectory(self.rho, self.least_time)
+        if self.levels < 2:
+            raise ConfigError(f"method.levels={self.levels} must be at least 2")
+        if self.substeps < 1:
+            raise ConfigError(f"method.substeps={self.substeps} must be at least 1")
+        if not 0 <= self.eta <= 1:
+            raise ConfigError(f"method.eta={self.eta} must lie in [0, 1]")
+
+
+@dataclasses.dataclass(frozen=True)
+class SCott(students.Student):
+    """One network, one loss."""
+
+    @property
+    def slowness(self) -> float | None:
+        return self.config.target_decay
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        return students.bounds(self.network, self.config.least_time)
+
+    def errors(
+        self, variables: dict[str, Variables], x: Float[Array, "b h w c"], cond: Cond, key: Key, step: Int[Array, ""]
+    ) -> Float[Array, "b"]:
+        level_key, noise_key = jax.random.split(key)
+        scale_key, solver_key = jax.random.split(jax.random.fold_in(key, 0))
+        lower = jax.random.randint(level_key, (len(x),), 0, self.config.levels - 1)
+        t, s = (trajectories.level(i, self.config.levels, self.bounds, self.config.rho) for i in (lower + 1, lower))
+        scale = self.config.guidance.draw(scale_key, len(x))
+        denoise = students.guided_by(self.teacher, variables["teacher"], cond["label"], self.config.guidance, scale)
+        noised = paths.add_noise(self.path(t), x, students.drawn(x, noise_key))
+        earlier = self.solve(denoise, noised, t, s, solver_key)
+        points = landing.Neighbours(noised, t, jax.lax.stop_gradient(earlier), s)
+        return landing.disagreement(
+            self,
+            variables["model"],
+            points,
+            jnp.full_like(t, self.bounds[0]),
+            cond["label"],
+            self.config.huber,
+            *self.config.guidance.told(scale),
+        )
+
+    def solve(
+        self, denoise: denoisers.Denoise, x: Float[Array, "b h w c"], t: Array, s: Array, key: Key
+    ) -> Float[Array, "b h w c"]:
+        """The teacher's steps from times t to s, of even length in time."""
+        count = self.config.substeps
+        for i in range(count):
+            now, after = t + (s - t) * i / count, t + (s - t) * (i + 1) / count
+            noise = students.drawn(x, jax.random.fold_in(key, i))
+            x = trajectories.stochastic_jump(
+                self.path(now), self.path(after), x, denoise(x, now), noise, self.config.eta
+            )
+        return x
+
+    def denoise(self, model: Variables, x: Array, t: Array, labels: Array, *scalars: Array) -> Array:
+        return self.network.denoise(model, x, t, labels, *(scalars or self._told(x, self.config.guidance.low)))
+
+    def _told(self, x: Array, scale: float) -> tuple[Array, ...]:
+        return self.config.guidance.told(jnp.full(len(x), scale))
+
+    def visited(self, options: Sampling) -> Float[np.ndarray, "m"]:
+        count = options.num_steps + 1
+        return trajectories.level(np.arange(count)[::-1], count, self.bounds, self.config.rho)
+
+    def sample(self, variables: dict[str, Variables], cond: Cond, keys: Keys, options: Sampling) -> Tokens:
+        model, labels = variables["model"], cond["label"]
+        told = self._told(labels, options.guidance_scale)
+        return self.canvas.tokens(landing.renoised_sample(self, model, keys, options, labels, *told))
+
+
+def build(config: Config, model: Model, task: Task) -> SCott:
+    """The method for a teacher's network.
+
+    Raises:
+      ConfigError: no teacher, or one that does not denoise.
+    """
+    teacher = denoisers.of_teacher(task, "scott")
+    return SCott(teacher.student(config.guidance.num_told), teacher, config)
