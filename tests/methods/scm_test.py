@@ -51,7 +51,8 @@ def test_the_tangent_is_the_derivative_of_the_landing_point():
 
 @pytest.mark.slow
 def test_with_a_teacher_the_exact_function_stays_and_data_agree_in_expectation():
-    settled = dict(warmup_steps=0, norm_eps=1e3)  # next to no normalisation, which would weigh the samples
+    # Next to no normalisation, which would weigh the samples, and times whose weights differ little.
+    settled = dict(warmup_steps=0, norm_eps=1e3, mean=0.0, std=0.3)
     assert exact.errors(method(warmup_steps=0)).max() < 1e-4
     assert exact.errors(method("denoiser", warmup_steps=0)).mean() > 1e-3
     found = exact.gradients(method(taught=False, **settled))
