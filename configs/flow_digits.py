@@ -2,6 +2,9 @@
 
     python -m jaxar.train --config=configs/flow_digits.py --workdir=out/flow_digits
 
+Cost: about eight minutes on one CPU core that other work shares.
+Expected: fd_digits 2.6 (floor 0.86), class consistency 99 %.
+
 The argument `cosine` trains on the path of constant variance, `unet` a U-Net of about the same size in place of the
 transformer.
 """

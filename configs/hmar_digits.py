@@ -3,6 +3,8 @@
     python -m jaxar.train --config=configs/hmar_digits.py --workdir=out/hmar_digits
 
 Needs the tokenizer of configs/multiscale_vq_digits.py in out/multiscale_vq_digits.
+Cost: about eight minutes on one CPU core that other work shares.
+Expected: fd_digits 2.4 (floor 0.86), class consistency 99 %.
 """
 
 from common import base, check_argument

@@ -3,6 +3,8 @@
     python -m jaxar.train --config=configs/maskgit_digits.py --workdir=out/maskgit_digits
 
 Needs the tokenizer of configs/vq_digits.py in out/vq_digits.
+Cost: about eight minutes on one CPU core that other work shares.
+Expected: fd_digits 2.6 (floor 0.86), class consistency 98 %.
 """
 
 from common import base, check_argument

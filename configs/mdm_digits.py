@@ -3,6 +3,8 @@
     python -m jaxar.train --config=configs/mdm_digits.py --workdir=out/mdm_digits
 
 Needs the tokenizer of configs/vq_digits.py in out/vq_digits.
+Cost: about eight minutes on one CPU core that other work shares.
+Expected: fd_digits 2.9 (floor 0.86), class consistency 99 %.
 """
 
 import maskgit_digits
