@@ -18,11 +18,13 @@ def get_config(arg: str = "") -> ConfigDict:
         config.method.teacher = {"guidance_scale": 1.5}
     if arg == "ict":
         levels = {"name": "doubling", "first": 4, "last": 64, "num_steps": 6000}
-        config.method.update({"levels": levels, "target_decay": None, "huber": 0.03, "weight": "gap"})
+        config.method.levels = levels
+        config.method.update({"target_decay": None, "huber": 0.03, "weight": "gap"})
         config.train.num_steps = 6000
     if arg == "ect":
         levels = {"name": "continuous", "double_every": 500}
-        config.method.update({"levels": levels, "target_decay": None, "huber": 0.03, "weight": "gap"})
+        config.method.levels = levels
+        config.method.update({"target_decay": None, "huber": 0.03, "weight": "gap"})
         config.init_from = {"from_": "out/flow_digits"}
     if arg == "smoke":
         config.method.levels.count = 2

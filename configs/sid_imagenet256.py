@@ -30,6 +30,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.eval = {"every": 5_000, "max_batches": 40, "ema": "0.999"}
     if arg == "smoke":
         config.data = {"name": "glyphs"}
-        config.train.update({"num_steps": 2, "batch_size": 8})
+        config.train.update({"num_steps": 2, "batch_size": 8, "accumulate": 1})
         config.eval = {}
     return config

@@ -119,7 +119,7 @@ MISTAKES = [
     (VQ + "--config.teacher.form_=x", "unknown key 'teacher.form_'.*did you mean 'teacher.from_'"),
     # Names.
     (VQ + "--config.method.name=autoencode", "unknown method 'autoencode'.*did you mean 'autoencoder'"),
-    (VQ + "--config.method.name=5", "unknown method 5; known: .*ar, autoencoder"),
+    (VQ + "--config.method.name=5", "unknown method 5; known: .*ar, .*autoencoder"),
     (VQ + "--config.method.name=json.tool", "method 'json.tool': the module has no Config"),
     (VQ + "--config.method.name=no.such", "unknown method 'no.such'.*importable module path"),
     (VQ + "--config.data.name=digit", "unknown dataset 'digit'.*did you mean 'digits'"),

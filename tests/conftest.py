@@ -17,7 +17,7 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 8)
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
-LONGEST = ("quickstart_test", "train_test", "methods_test", "commands_test", "sharded_test", "configs_test")
+LONGEST = ("train_test", "methods_test", "commands_test", "sharded_test", "configs_test")
 
 
 def pytest_collection_modifyitems(items):

@@ -131,6 +131,7 @@ def test_masked_models_come_out_bit_for_bit(masked_model, tmp_path):
         same(readers.read(tmp_path / f"{option}.safetensors"), expected)
 
 
+@pytest.mark.slow
 def test_half_precision_comes_out_as_it_went_in(tmp_path):
     arrays, described = stored("llamagen_vq16", "vq")
     arrays = {name: x.astype(jnp.bfloat16) for name, x in arrays.items()}
@@ -140,6 +141,7 @@ def test_half_precision_comes_out_as_it_went_in(tmp_path):
     same(workdirs.official_files(jaxar.load(tmp_path / "run"))["weights"], arrays)
 
 
+@pytest.mark.slow
 def test_a_converted_tokenizer_is_evaluated(tmp_path, capsys):
     arrays, described = stored("llamagen_vq16", "vq")
     safetensors_file.write(tmp_path / "vq.safetensors", arrays)
@@ -189,6 +191,7 @@ def test_hmar_samples_with_mask_passes_and_comes_out_bit_for_bit(hmar, tmp_path)
         same(readers.read(path), arrays[option])
 
 
+@pytest.mark.slow
 def test_hmar_without_its_mask_predictor_has_no_refiner(hmar, tmp_path):
     files, _, models = hmar
     convert.convert("hmar", {o: files[o] for o in ("weights", "tokenizer")}, tmp_path / "run", models, {})

@@ -47,6 +47,7 @@ def run(capsys, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_references_are_made_and_used_for_what_they_are(run, tokenizer_run, ar_run):
     made = run(reference.command, "--split=train --out={out}/train.npz --data.name=digits --images=50")
     assert (made["kind"], made["n"], made["images"]) == ("gfid", 1437, 50)

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 ROOT = pathlib.Path(__file__).parents[1]
+pytestmark = pytest.mark.slow  # minutes of compilation for what the commands' own tests try one by one
 
 
 @pytest.fixture(scope="module")

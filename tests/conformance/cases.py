@@ -23,7 +23,7 @@ from jaxar.train_step import Plan
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 BATCH = 8
 # What takes long and hardly differs between methods runs for these in every suite, for the others in the slow one.
-ALWAYS = ("ar_digits", "next_scale_digits")
+ALWAYS = ("ar_digits",)
 # What trains no network but a few numbers: nothing is learnt by heart with them, and no mesh divides them.
 NUMBERS = ("lsd_digits",)
 # Teachers without anything to train, and so without a configuration of their own.

@@ -182,6 +182,7 @@ def test_perceptual_weights_are_frozen_variables(monkeypatch):
     np.testing.assert_allclose(m.evaluate(variables, {"image": images}, None)["lpips"], [0.6], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_overfits_one_batch():
     stack = {"channels": 8, "multipliers": (1,), "num_res_blocks": 1, "groups": 4}
     guard = {"decay": 0.7, "revive_below": 0.2}

@@ -161,6 +161,7 @@ def test_the_loss_estimates_the_divergence_per_token_and_its_gradient():
     assert not np.any(gradients["log_odds"])
 
 
+@pytest.mark.slow
 def test_a_law_of_independent_tokens_costs_nothing():
     student = method(PLUS, INDEPENDENT, NULL)
     at = untrained(PLUS)["model"]["params"]
