@@ -7,15 +7,12 @@ Needs its teacher in out/sit_imagenet256_xl2. The settings are those published f
 500M to 1000M samples, FID 1.52 in one step (not reproduced here).
 """
 
-from common import base, check_argument
+import dmd2_imagenet256
 from ml_collections import ConfigDict
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    check_argument(arg, "smoke")
-    config = base()
-    config.data = {"name": "imagenet", "root": "data/imagenet", "flip": True}
-    config.teacher = {"from_": "out/sit_imagenet256_xl2"}
+    config = dmd2_imagenet256.get_config(arg)
     config.method = {"name": "sid", "guidance_scale": 1.5}
     config.optim = {
         "learning_rate": 4e-6,
@@ -26,10 +23,6 @@ def get_config(arg: str = "") -> ConfigDict:
         "clip_norm": None,
         "ema": (0.999,),
     }
-    config.train = {"num_steps": 120_000, "batch_size": 8192, "accumulate": 16, "checkpoint_every": 5_000}
-    config.eval = {"every": 5_000, "max_batches": 40, "ema": "0.999"}
-    if arg == "smoke":
-        config.data = {"name": "glyphs"}
-        config.train.update({"num_steps": 2, "batch_size": 8, "accumulate": 1})
-        config.eval = {}
+    if arg != "smoke":
+        config.train.update({"num_steps": 120_000, "batch_size": 8192, "accumulate": 16})
     return config

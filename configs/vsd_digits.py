@@ -6,15 +6,12 @@ Needs its teacher, the run of configs/flow_digits.py in out/flow_digits, from wh
 The other configurations of score distillation build on this one.
 """
 
-from common import base, check_argument
+from common import digits_student
 from ml_collections import ConfigDict
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    check_argument(arg, "smoke")
-    config = base()
-    config.data = {"name": "digits"}
-    config.teacher = {"from_": "out/flow_digits"}
+    config = digits_student(arg)
     config.method = {"name": "vsd", "guidance_scale": 1.5}
     config.optim = {
         "learning_rate": 2e-4,
@@ -25,9 +22,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "ema": (0.995,),
         "players": {"score": {"learning_rate": 5e-4}},
     }
-    config.train = {"num_steps": 3000, "batch_size": 64, "checkpoint_every": 500}
-    config.eval = {"every": 500, "sample_every": 500, "reference": "digits", "ema": "0.995"}
-    if arg == "smoke":
-        config.train.update({"num_steps": 2, "batch_size": 8})
-        config.eval = {}
+    if arg != "smoke":
+        config.train.num_steps = 3000
+        config.eval.sample_every = 500
     return config

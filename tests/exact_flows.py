@@ -14,21 +14,14 @@ import numpy as np
 from jaxar.diffusion import paths, trajectories
 from jaxar.methods import _canvas as canvases
 from jaxar.methods import _denoiser as denoisers
-from jaxar.methods.base import PlayerSpec
+from tests.closed_form import ClosedForm
 
 MEAN, STD, NULL = 0.7, 0.5, 1
 SHAPE = (1, 1, 2)
 
 
-def variance_exploding(t):
-    return paths.Point(t**0, t, 0 * t, t**0)
-
-
-PATHS = {**paths.PATHS, "ve": variance_exploding}
-
-
 @dataclasses.dataclass(frozen=True)
-class Exact(denoisers.Denoiser):
+class Exact(ClosedForm):
     """A denoiser of the kind that `role` names, plus what its weights add: shift + slope x.
 
     Attributes:
@@ -44,25 +37,8 @@ class Exact(denoisers.Denoiser):
     canvas: ClassVar[canvases.Canvas] = canvases.Canvas(SHAPE, latent=False)
     num_classes: ClassVar[int] = NULL
 
-    @property
-    def path(self):
-        return PATHS[self.kind]
-
-    @property
-    def times(self):
-        return (0.0, 5.0) if self.kind == "ve" else (0.0, 1.0)
-
-    def players(self):
-        return {"model": PlayerSpec()}
-
     def init(self, key):
         return {"model": weights()}
-
-    def losses(self):
-        return ()
-
-    def evaluate(self, variables, batch, key):
-        return {}
 
     def student(self, num_scalars=0):
         return self

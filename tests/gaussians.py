@@ -14,24 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxar.diffusion import paths
 from jaxar.methods import _canvas as canvases
-from jaxar.methods import _denoiser as denoisers
 from jaxar.methods import _score_distillation as distillation
-from jaxar.methods.base import LossAux, LossSpec, PlayerSpec
+from tests.closed_form import ClosedForm
 
 SHAPE, CLASSES = (1, 1, 1), 2
 
 
-def variance_exploding(t):
-    return paths.Point(t**0, t, 0 * t, t**0)
-
-
-PATHS = {**paths.PATHS, "ve": variance_exploding}
-
-
 @dataclasses.dataclass(frozen=True)
-class Gaussian(denoisers.Denoiser):
+class Gaussian(ClosedForm):
     """See above. Weights are [CLASSES + 1], the last of the null label."""
 
     kind: str = "linear"
@@ -39,28 +30,11 @@ class Gaussian(denoisers.Denoiser):
     canvas: ClassVar[canvases.Canvas] = canvases.Canvas(SHAPE, latent=False)
     num_classes: ClassVar[int] = CLASSES
 
-    @property
-    def path(self):
-        return PATHS[self.kind]
-
-    @property
-    def times(self):
-        return (0.0, 5.0) if self.kind == "ve" else (0.0, 1.0)
-
-    def players(self):
-        return {"model": PlayerSpec()}
-
     def init(self, key):
         def boxed(value):
             return nn.LogicallyPartitioned(jnp.full(CLASSES + 1, value), (None,), rules=())
 
         return {"model": {"params": {"mean": boxed(0.0), "std": boxed(2.0)}}}
-
-    def losses(self):
-        return (LossSpec("none", lambda *_: (jnp.zeros(()), LossAux({})), ("model",)),)
-
-    def evaluate(self, variables, batch, key):
-        return {}
 
     def denoise(self, model, x, t, labels):
         params = nn.meta.unbox(model["params"])

@@ -8,16 +8,21 @@ more than the time: where a jump ends, or how it is guided. These are its `scala
 """
 
 import abc
+import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
+import jax
 import jax.numpy as jnp
 
 from jaxar.config import ConfigError
-from jaxar.diffusion import paths
+from jaxar.diffusion import paths, solvers
 from jaxar.methods import _canvas as canvases
-from jaxar.methods.base import Cond, Method, Task
-from jaxar.typing import Array, Float, Int, Keys, Variables
+from jaxar.methods import _conditions as conditions
+from jaxar.methods.base import Batch, Cond, LossAux, LossSpec, Method, PlayerSpec, Task, mean_of_valid
+from jaxar.models import dit, maps
+from jaxar.tokenizers.base import Tokens
+from jaxar.typing import Array, Float, Int, Key, Keys, Metrics, Variables
 
 Denoise = Callable[[Float[Array, "b h w c"], Float[Array, "b"]], Float[Array, "b h w c"]]  # (x, time) -> E[x_0]
 
@@ -94,10 +99,109 @@ class Denoiser(Method):
         """
         if num_scalars:
             raise ConfigError(
-                f"a student of {type(self).__name__} can be told the time alone, and this method tells it more; use a "
-                "teacher of flow_matching or diffusion"
+                f"a student of this {type(self).__name__} can be told the time alone, and this method tells it more; "
+                "use a teacher of flow_matching, diffusion or edm with a transformer"
             )
         return self
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedDenoiser(Denoiser):
+    """A denoiser that learns from data: one network, one loss. Its file says what the network sees and is to predict.
+
+    Attributes:
+      config: the method's; its `label_drop` is the share of labels that training replaces by the null one.
+    """
+
+    network: maps.Network
+    canvas: canvases.Canvas
+    config: Any
+
+    @property
+    def num_classes(self) -> int:
+        return self.network.num_classes
+
+    def players(self) -> dict[str, PlayerSpec]:
+        return {"model": PlayerSpec()}
+
+    def init(self, key: Key) -> dict[str, Variables]:
+        x, t, label = jnp.zeros((1, *self.canvas.shape)), jnp.zeros(1), jnp.zeros(1, int)
+        return {"model": self.network.init(key, x, t, label, *[t] * self.network.num_scalars)}
+
+    def losses(self) -> tuple[LossSpec, ...]:
+        return (LossSpec("denoise", self.loss, ("model",)),)
+
+    def loss(
+        self, variables: dict[str, Variables], batch: Batch, key: Key, step: Int[Array, ""]
+    ) -> tuple[Float[Array, ""], LossAux]:
+        """Mean of the sum of `terms`; samples whose "valid" entry is False do not count."""
+        drop_key, draw_key = jax.random.split(key)
+        x, cond = self.canvas.read(batch), conditions.of_batch(batch)
+        cond = conditions.drop(cond, drop_key, self.config.label_drop, self.num_classes)
+        terms = self.terms(variables["model"], x, cond, *self.draw(draw_key, x))
+        means = {name: mean_of_valid(values, batch) for name, values in terms.items()}
+        return sum(means.values()), LossAux(means)
+
+    def evaluate(self, variables: dict[str, Variables], batch: Batch, key: Key) -> Metrics:
+        """The terms [b] of the loss, at random times."""
+        x = self.canvas.read(batch)
+        return self.terms(variables["model"], x, conditions.of_batch(batch), *self.draw(key, x))
+
+    def draw(self, key: Key, x: Float[Array, "b h w c"]) -> tuple[Float[Array, "b"], Float[Array, "b h w c"]]:
+        """Times of training and noise."""
+        time_key, noise_key = jax.random.split(key)
+        return self.draw_times(time_key, len(x)), jax.random.normal(noise_key, x.shape)
+
+    @abc.abstractmethod
+    def draw_times(self, key: Key, count: int) -> Float[Array, "b"]:
+        """Times of training, as `terms` takes them."""
+
+    @abc.abstractmethod
+    def terms(
+        self, model: Variables, x: Float[Array, "b h w c"], cond: Cond, t: Float[Array, "b"], noise: Array
+    ) -> dict[str, Float[Array, "b"]]:
+        """The loss of data x under this noise at times t, a sum of terms; the first is "mse"."""
+
+    @abc.abstractmethod
+    def seen(self, x: Float[Array, "b h w c"], t: Float[Array, "b"]) -> tuple[Array, Float[Array, "b"]]:
+        """The map and the number that the network is told for x at times t."""
+
+    def output(
+        self,
+        model: Variables,
+        x: Float[Array, "b h w c"],
+        t: Float[Array, "b"],
+        labels: Int[Array, "b"],
+        *scalars: Array,
+    ) -> Float[Array, "b h w o"]:
+        """Of the network, for x at times t."""
+        return self.network.apply(model, *self.seen(x, t), labels, *scalars)
+
+    def features(
+        self, model: Variables, x: Float[Array, "b h w c"], t: Float[Array, "b"], labels: Int[Array, "b"]
+    ) -> Float[Array, "b n d"]:
+        """Those of a transformer's last block; of other networks the default ones."""
+        if not isinstance(self.network, dit.DiT):
+            return super().features(model, x, t, labels)
+        return self.network.apply(model, *self.seen(x, t), labels, method="features")
+
+    def solve(
+        self, model: Variables, table: solvers.Table, cond: Cond, keys: Keys, guidance: canvases.Guidance
+    ) -> Tokens:
+        """Samples by a solver's table from noise at its first time."""
+
+        def noise(index: Int[Array, ""]) -> Array:
+            return noise_of(self, keys, index + 1)
+
+        start = self.path(table.times[0]).sigma * noise_of(self, keys)
+        return self.canvas.tokens(solvers.sample(table, guided(self, model, cond, guidance), start, noise))
+
+    def student(self, num_scalars: int = 0) -> Self:
+        if not isinstance(self.network, dit.DiT):
+            return super().student(num_scalars)
+        if num_scalars == self.network.num_scalars:
+            return self
+        return dataclasses.replace(self, network=self.network.clone(num_scalars=num_scalars))
 
 
 def guided(denoiser: Denoiser, model: Variables, cond: Cond, guidance: canvases.Guidance) -> Denoise:

@@ -26,6 +26,23 @@ def land(
     return trajectories.jump(denoiser.path(t), denoiser.path(end), x, denoised)
 
 
+class LandingStudent(students.Student):
+    """A student whose calls land at the least time; its `config` has `target_decay`, `least_time` and `rho`."""
+
+    @property
+    def slowness(self) -> float | None:
+        return self.config.target_decay
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The times of its trajectories."""
+        return students.bounds(self.network, self.config.least_time)
+
+    def visited(self, options: Any) -> Float[np.ndarray, "m"]:
+        count = options.num_steps + 1
+        return trajectories.level(np.arange(count)[::-1], count, self.bounds, self.config.rho)
+
+
 class Neighbours(NamedTuple):
     """Two points of one trajectory: x at the later time t, and at the earlier s, which lies closer to data."""
 

@@ -4,6 +4,7 @@ Their files hold what differs: which tokens training hides and how it weighs the
 them.
 """
 
+import abc
 import dataclasses
 from typing import Any
 
@@ -49,11 +50,28 @@ class Sampling(lg.Sampling):
         return 1 if self.refresh_every is None else self.segments
 
 
+class Completer(Method):
+    """A sampler of discrete tokens that can start from any of them: samples are completions of nothing."""
+
+    @property
+    @abc.abstractmethod
+    def num_tokens(self) -> int:
+        """Of a sample."""
+
+    def sample(self, variables: dict[str, Variables], cond: Cond, keys: Keys, options: Any) -> Tokens:
+        ids = jnp.zeros((keys.shape[0], self.num_tokens), jnp.int32)
+        return self.complete(variables, Tokens(ids=ids), jnp.zeros(ids.shape, bool), cond, keys, options)
+
+
 @dataclasses.dataclass(frozen=True)
-class MaskedTokens(Method):
-    """One network; samples are completions of nothing but masks."""
+class MaskedTokens(Completer):
+    """One network."""
 
     network: BidirectionalTransformer | MultimodalTransformer
+
+    @property
+    def num_tokens(self) -> int:
+        return self.network.num_tokens
 
     def players(self) -> dict[str, PlayerSpec]:
         return {"model": PlayerSpec()}
@@ -99,10 +117,6 @@ class MaskedTokens(Method):
             "accuracy": mean_over((jnp.argmax(logits, axis=-1) == ids).astype(nll.dtype), hidden),
         }
 
-    def sample(self, variables: dict[str, Variables], cond: Cond, keys: Keys, options: Any) -> Tokens:
-        ids = jnp.zeros((keys.shape[0], self.network.num_tokens), jnp.int32)
-        return self.complete(variables, Tokens(ids=ids), jnp.zeros(ids.shape, bool), cond, keys, options)
-
     def rules(
         self,
         variables: Variables,
@@ -134,7 +148,7 @@ class MaskedTokens(Method):
     def predictor(self, variables: Variables, cond: Cond, scales: np.ndarray) -> masked.Predict:
         """Guided logits for `decoding.masked.token_law`; arguments as for `rules`."""
         net = self.network
-        variables, cond = cast_weights(variables, net.sizes.dtype), self._doubled(cond, scales)
+        variables, cond = cast_weights(variables, net.sizes.dtype), self.doubled(cond, scales)
 
         def predict(
             state: masked.State, step: Int[Array, ""], segment: mask_schedules.Segment
@@ -149,7 +163,7 @@ class MaskedTokens(Method):
         """As `predictor`, but of the positions `reuse.asked`, from keys and values that are kept in a memory."""
         net = self.network
         variables = cast_weights(variables, net.sizes.dtype)
-        label = self._doubled(cond, scales)["label"]
+        label = self.doubled(cond, scales)["label"]
 
         def compute(whole: bool) -> reuse.Compute:
             def logits(state: masked.State, segment: mask_schedules.Segment) -> tuple[Float[Array, "b m v"], Any]:
@@ -162,7 +176,7 @@ class MaskedTokens(Method):
         predict = reuse.alternating(compute(True), compute(False), refresh_every)
         return masked.guided(predict, scales), reuse.begin(net.init_cache(len(label)), len(label), net.num_tokens)
 
-    def _doubled(self, cond: Cond, scales: np.ndarray) -> Cond:
+    def doubled(self, cond: Cond, scales: np.ndarray) -> Cond:
         """What the network reads, with null conditions behind it under guidance."""
         cond = self.conditions(cond)
         return conditions.doubled(cond, self.network.num_classes) if lg.is_guided(scales) else cond

@@ -18,7 +18,7 @@ from jaxar.diffusion import paths, trajectories
 from jaxar.methods import _canvas as canvases
 from jaxar.methods import _conditions as conditions
 from jaxar.methods import _denoiser as denoisers
-from jaxar.methods.base import Batch, Cond, LossAux, LossSpec, PlayerSpec, Stage
+from jaxar.methods.base import Batch, Cond, LossAux, LossSpec, PlayerSpec, Stage, mean_of_valid
 from jaxar.models import dit
 from jaxar.tokenizers.base import Tokens
 from jaxar.typing import Array, Float, Int, Key, Keys, Metrics, Params, Variables
@@ -118,8 +118,7 @@ class Student(denoisers.Denoiser):
     ) -> tuple[Float[Array, ""], LossAux]:
         """A loss from errors of single samples."""
         found = errors(variables, self.canvas.read(batch), conditions.of_batch(batch), key, step)
-        valid = batch.get("valid", jnp.ones(len(found)))
-        return jnp.sum(found * valid) / jnp.maximum(jnp.sum(valid), 1), LossAux({})
+        return mean_of_valid(found, batch), LossAux({})
 
     def evaluate(self, variables: dict[str, Variables], batch: Batch, key: Key) -> Metrics:
         """The figure "error" [b]: what the loss averages, at the end of every schedule."""

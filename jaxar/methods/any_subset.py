@@ -21,8 +21,8 @@ from jaxar.config import ConfigError
 from jaxar.decoding import any_subset as decoding
 from jaxar.decoding import logits as lg
 from jaxar.methods import _conditions as conditions
-from jaxar.methods._masked_tokens import mean_over, random_positions
-from jaxar.methods.base import Batch, Cond, LossAux, LossSpec, Method, PlayerSpec, Task, mean_of_valid
+from jaxar.methods._masked_tokens import Completer, mean_over, random_positions
+from jaxar.methods.base import Batch, Cond, LossAux, LossSpec, PlayerSpec, Task, mean_of_valid
 from jaxar.models import any_subset
 from jaxar.nn.layers import cast_weights
 from jaxar.nn.transformer import TransformerSizes
@@ -65,7 +65,7 @@ class Sampling(lg.Sampling):
 
 
 @dataclasses.dataclass(frozen=True)
-class AnySubset(Method):
+class AnySubset(Completer):
     """One network, one loss."""
 
     network: any_subset.AnySubsetTransformer
@@ -135,9 +135,9 @@ class AnySubset(Method):
             for name, hidden in subsets.items()
         }
 
-    def sample(self, variables: dict[str, Variables], cond: Cond, keys: Keys, options: Sampling) -> Tokens:
-        ids = jnp.zeros((keys.shape[0], self.network.num_tokens), jnp.int32)
-        return self.complete(variables, Tokens(ids=ids), jnp.zeros(ids.shape, bool), cond, keys, options)
+    @property
+    def num_tokens(self) -> int:
+        return self.network.num_tokens
 
     def complete(
         self,

@@ -20,7 +20,6 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxar.config import ConfigError
 from jaxar.diffusion import paths, trajectories
@@ -149,16 +148,8 @@ class Config:
 
 
 @dataclasses.dataclass(frozen=True)
-class Consistency(students.Student):
+class Consistency(landing.LandingStudent):
     """One network, one loss."""
-
-    @property
-    def slowness(self) -> float | None:
-        return self.config.target_decay
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        return students.bounds(self.network, self.config.least_time)
 
     def errors(
         self, variables: dict[str, Variables], x: Float[Array, "b h w c"], cond: Cond, key: Key, step: Int[Array, ""]
@@ -176,10 +167,6 @@ class Consistency(students.Student):
         end = jnp.full_like(t, self.bounds[0])
         found = landing.disagreement(self, variables["model"], points, end, cond["label"], self.config.huber)
         return found / jnp.maximum(t - s, _LEAST_GAP) if self.config.weight == "gap" else found
-
-    def visited(self, options: Sampling) -> Float[np.ndarray, "m"]:
-        count = options.num_steps + 1
-        return trajectories.level(np.arange(count)[::-1], count, self.bounds, self.config.rho)
 
     def sample(self, variables: dict[str, Variables], cond: Cond, keys: Keys, options: Sampling) -> Tokens:
         return self.canvas.tokens(landing.renoised_sample(self, variables["model"], keys, options, cond["label"]))

@@ -28,6 +28,7 @@ import optax
 
 from jaxar.config import ConfigError
 from jaxar.decoding import logits as lg
+from jaxar.decoding import masked
 from jaxar.diffusion import codebook
 from jaxar.methods import ar, next_scale
 from jaxar.methods._shared_weights import common
@@ -195,10 +196,10 @@ class DD1(Method):
     def noise(self, keys: Keys) -> Float[Array, "b n e"]:
         """The noise of every token, each from a key of its own."""
 
-        def of_token(key: Key, position: Int[Array, ""]) -> Float[Array, "e"]:
-            return jax.random.normal(jax.random.fold_in(key, position), (self.network.channels,))
+        def of_token(key: Key) -> Float[Array, "e"]:
+            return jax.random.normal(key, (self.network.channels,))
 
-        return jax.vmap(jax.vmap(of_token, (None, 0)), (0, None))(keys, jnp.arange(self.num_tokens))
+        return jax.vmap(jax.vmap(of_token))(masked.fold_positions(keys, self.num_tokens))
 
     def sample(self, variables: dict[str, Variables], cond: Cond, keys: Keys, options: Sampling) -> Tokens:
         self._check(options)

@@ -18,13 +18,11 @@ import numpy as np
 from jaxar.diffusion import ddpm, paths, solvers
 from jaxar.diffusion.process import Process, Schedule, Tables
 from jaxar.methods import _canvas as canvases
-from jaxar.methods import _conditions as conditions
 from jaxar.methods import _denoiser as denoisers
-from jaxar.methods.base import Batch, Cond, LossAux, LossSpec, PlayerSpec, Task, mean_of_valid
+from jaxar.methods.base import Cond, Task
 from jaxar.models import maps
-from jaxar.models.dit import DiT
 from jaxar.tokenizers.base import Tokens
-from jaxar.typing import Array, Float, Int, Key, Keys, Metrics, Variables
+from jaxar.typing import Array, Float, Int, Key, Keys, Variables
 
 Model = maps.Sizes
 
@@ -73,11 +71,9 @@ class Sampling(canvases.Guidance):
 
 
 @dataclasses.dataclass(frozen=True)
-class Diffusion(denoisers.Denoiser):
+class Diffusion(denoisers.TrainedDenoiser):
     """One network, one loss."""
 
-    network: maps.Network
-    canvas: canvases.Canvas
     config: Config
 
     @property
@@ -89,53 +85,23 @@ class Diffusion(denoisers.Denoiser):
     def times(self) -> tuple[float, float]:
         return 1 / self.config.base_steps, 1.0
 
-    @property
-    def num_classes(self) -> int:
-        return self.network.num_classes
-
-    def players(self) -> dict[str, PlayerSpec]:
-        return {"model": PlayerSpec()}
-
-    def init(self, key: Key) -> dict[str, Variables]:
-        x, t, label = jnp.zeros((1, *self.canvas.shape)), jnp.zeros(1), jnp.zeros(1, int)
-        return {"model": self.network.init(key, x, t, label, *[t] * self.network.num_scalars)}
-
-    def losses(self) -> tuple[LossSpec, ...]:
-        return (LossSpec("denoise", self.loss, ("model",)),)
-
-    def loss(
-        self, variables: dict[str, Variables], batch: Batch, key: Key, step: Int[Array, ""]
-    ) -> tuple[Float[Array, ""], LossAux]:
-        """Mean of both terms; samples whose "valid" entry is False do not count."""
-        drop_key, draw_key = jax.random.split(key)
-        x, cond = self.canvas.read(batch), conditions.of_batch(batch)
-        cond = conditions.drop(cond, drop_key, self.config.label_drop, self.num_classes)
-        terms = self.terms(variables["model"], x, cond, *self._draw(draw_key, x))
-        mean = {name: mean_of_valid(values, batch) for name, values in terms.items()}
-        return sum(mean.values()), LossAux(mean)
-
-    def evaluate(self, variables: dict[str, Variables], batch: Batch, key: Key) -> Metrics:
-        """Figures [b]: "mse" of the noise and "vb" in bits per channel, at random times."""
-        x = self.canvas.read(batch)
-        return self.terms(variables["model"], x, conditions.of_batch(batch), *self._draw(key, x))
-
     def terms(
         self, model: Variables, x: Float[Array, "b h w c"], cond: Cond, t: Int[Array, "b"], noise: Array
     ) -> dict[str, Float[Array, "b"]]:
-        """Loss terms of data x at steps t of the whole process."""
+        """ "mse" of the noise and "vb" in bits per channel, of data x at steps t of the whole process."""
         tables = self.config.process.tables
         noised = ddpm.add_noise(tables, x, t, noise)
         return ddpm.training_terms(tables, x, t, noise, self._predict(model, noised, t, cond["label"]))._asdict()
 
-    def _draw(self, key: Key, x: Array) -> tuple[Int[Array, "b"], Array]:
-        time_key, noise_key = jax.random.split(key)
-        t = jax.random.randint(time_key, x.shape[:1], 0, self.config.base_steps)
-        return t, jax.random.normal(noise_key, x.shape)
+    def draw_times(self, key: Key, count: int) -> Int[Array, "b"]:
+        """Steps of the whole process."""
+        return jax.random.randint(key, (count,), 0, self.config.base_steps)
 
-    def _predict(
-        self, model: Variables, x: Array, t: Array, labels: Array, *scalars: Array
-    ) -> Float[Array, "b h w 2*c"]:
-        return self.network.apply(model, x, t.astype(jnp.float32), labels, *scalars)
+    def _predict(self, model: Variables, x: Array, step: Array, labels: Array) -> Float[Array, "b h w 2*c"]:
+        return self.network.apply(model, x, step.astype(jnp.float32), labels)
+
+    def seen(self, x: Float[Array, "b h w c"], t: Float[Array, "b"]) -> tuple[Array, Float[Array, "b"]]:
+        return x, t * self.config.base_steps - 1
 
     def denoise(
         self,
@@ -145,22 +111,8 @@ class Diffusion(denoisers.Denoiser):
         labels: Int[Array, "b"],
         *scalars: Float[Array, "b"],
     ) -> Float[Array, "b h w c"]:
-        noise = self._predict(model, x, t * self.config.base_steps - 1, labels, *scalars)[..., : self.canvas.shape[-1]]
+        noise = self.output(model, x, t, labels, *scalars)[..., : self.canvas.shape[-1]]
         return paths.convert(self.path(t), x, noise, "noise", "denoised")
-
-    def features(
-        self, model: Variables, x: Float[Array, "b h w c"], t: Float[Array, "b"], labels: Int[Array, "b"]
-    ) -> Float[Array, "b n d"]:
-        if not isinstance(self.network, DiT):
-            return super().features(model, x, t, labels)
-        return self.network.apply(model, x, t * self.config.base_steps - 1, labels, method="features")
-
-    def student(self, num_scalars: int = 0) -> "Diffusion":
-        if not isinstance(self.network, DiT):
-            return super().student(num_scalars)
-        if num_scalars == self.network.num_scalars:
-            return self
-        return dataclasses.replace(self, network=self.network.clone(num_scalars=num_scalars))
 
     def sample(self, variables: dict[str, Variables], cond: Cond, keys: Keys, options: Sampling) -> Tokens:
         shape, tables = self.canvas.shape, self._shortened(options).tables

@@ -17,12 +17,11 @@ import numpy as np
 from jaxar.config import ConfigError
 from jaxar.diffusion import paths, solvers
 from jaxar.methods import _canvas as canvases
-from jaxar.methods import _conditions as conditions
 from jaxar.methods import _denoiser as denoisers
-from jaxar.methods.base import Batch, Cond, LossAux, LossSpec, PlayerSpec, Task, mean_of_valid
+from jaxar.methods.base import Cond, Task
 from jaxar.models import maps
 from jaxar.tokenizers.base import Tokens
-from jaxar.typing import Array, Float, Int, Key, Keys, Metrics, Variables
+from jaxar.typing import Array, Float, Int, Key, Keys, Variables
 
 Model = maps.Sizes
 _MAX_RISE = np.sqrt(2) - 1  # a step's fresh noise has at most the deviation of what is there
@@ -140,11 +139,9 @@ def scales(t: Float[Array, "b"], sigma_data: float) -> Scales:
 
 
 @dataclasses.dataclass(frozen=True)
-class EDM(denoisers.Denoiser):
+class EDM(denoisers.TrainedDenoiser):
     """One network, one loss."""
 
-    network: maps.Network
-    canvas: canvases.Canvas
     config: Config
 
     @property
@@ -155,51 +152,29 @@ class EDM(denoisers.Denoiser):
     def times(self) -> tuple[float, float]:
         return self.config.sigma_min, self.config.sigma_max
 
-    @property
-    def num_classes(self) -> int:
-        return self.network.num_classes
-
-    def players(self) -> dict[str, PlayerSpec]:
-        return {"model": PlayerSpec()}
-
-    def init(self, key: Key) -> dict[str, Variables]:
-        return {"model": self.network.init(key, jnp.zeros((1, *self.canvas.shape)), jnp.zeros(1), jnp.zeros(1, int))}
-
-    def losses(self) -> tuple[LossSpec, ...]:
-        return (LossSpec("denoise", self.loss, ("model",)),)
-
-    def loss(
-        self, variables: dict[str, Variables], batch: Batch, key: Key, step: Int[Array, ""]
-    ) -> tuple[Float[Array, ""], LossAux]:
-        """Mean weighted error; samples whose "valid" entry is False do not count."""
-        drop_key, draw_key = jax.random.split(key)
-        x, cond = self.canvas.read(batch), conditions.of_batch(batch)
-        cond = conditions.drop(cond, drop_key, self.config.label_drop, self.num_classes)
-        errors = self.errors(variables["model"], x, cond, *self._draw(draw_key, x))
-        return mean_of_valid(errors, batch), LossAux({})
-
-    def evaluate(self, variables: dict[str, Variables], batch: Batch, key: Key) -> Metrics:
-        """The figure "mse" [b], weighted as in the loss, at random noise."""
-        x = self.canvas.read(batch)
-        return {"mse": self.errors(variables["model"], x, conditions.of_batch(batch), *self._draw(key, x))}
-
-    def errors(
+    def terms(
         self, model: Variables, x: Float[Array, "b h w c"], cond: Cond, t: Float[Array, "b"], noise: Array
-    ) -> Float[Array, "b"]:
-        """Weighted mean squared error of the estimate of data x under noise of deviation t."""
+    ) -> dict[str, Float[Array, "b"]]:
+        """ "mse": weighted mean squared error of the estimate of data x under noise of deviation t."""
         denoised = self.denoise(model, paths.add_noise(self.path(t), x, noise), t, cond["label"])
-        return scales(t, self.config.sigma_data).loss * jnp.mean((denoised - x) ** 2, axis=(1, 2, 3))
+        return {"mse": scales(t, self.config.sigma_data).loss * jnp.mean((denoised - x) ** 2, axis=(1, 2, 3))}
 
-    def _draw(self, key: Key, x: Array) -> tuple[Float[Array, "b"], Array]:
-        time_key, noise_key = jax.random.split(key)
-        t = jnp.exp(self.config.log_mean + self.config.log_std * jax.random.normal(time_key, x.shape[:1]))
-        return t, jax.random.normal(noise_key, x.shape)
+    def draw_times(self, key: Key, count: int) -> Float[Array, "b"]:
+        return jnp.exp(self.config.log_mean + self.config.log_std * jax.random.normal(key, (count,)))
+
+    def seen(self, x: Float[Array, "b h w c"], t: Float[Array, "b"]) -> tuple[Array, Float[Array, "b"]]:
+        return scales(t, self.config.sigma_data).input[:, None, None, None] * x, jnp.log(t) / 4
 
     def denoise(
-        self, model: Variables, x: Float[Array, "b h w c"], t: Float[Array, "b"], labels: Int[Array, "b"]
+        self,
+        model: Variables,
+        x: Float[Array, "b h w c"],
+        t: Float[Array, "b"],
+        labels: Int[Array, "b"],
+        *scalars: Float[Array, "b"],
     ) -> Float[Array, "b h w c"]:
-        skip, output, scale, _ = (w[:, None, None, None] for w in scales(t, self.config.sigma_data))
-        return skip * x + output * self.network.apply(model, scale * x, jnp.log(t) / 4, labels)
+        skip, output, _, _ = (w[:, None, None, None] for w in scales(t, self.config.sigma_data))
+        return skip * x + output * self.output(model, x, t, labels, *scalars)
 
     def time_at(self, share: Any) -> Any:
         """As the levels of a sampler with `RHO`."""
@@ -210,14 +185,7 @@ class EDM(denoisers.Denoiser):
         return scales(t, self.config.sigma_data).loss
 
     def sample(self, variables: dict[str, Variables], cond: Cond, keys: Keys, options: Sampling) -> Tokens:
-        table = options.table(self.config)
-        denoise = denoisers.guided(self, variables["model"], cond, options)
-
-        def noise(index: Int[Array, ""]) -> Array:
-            return denoisers.noise_of(self, keys, index + 1)
-
-        start = table.times[0] * denoisers.noise_of(self, keys)
-        return self.canvas.tokens(solvers.sample(table, denoise, start, noise))
+        return self.solve(variables["model"], options.table(self.config), cond, keys, options)
 
     def network_calls(self, options: Sampling) -> int:
         return options.table(self.config).num_calls

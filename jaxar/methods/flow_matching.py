@@ -20,13 +20,11 @@ import numpy as np
 from jaxar.config import ConfigError
 from jaxar.diffusion import paths, solvers
 from jaxar.methods import _canvas as canvases
-from jaxar.methods import _conditions as conditions
 from jaxar.methods import _denoiser as denoisers
-from jaxar.methods.base import Batch, Cond, LossAux, LossSpec, PlayerSpec, Task, mean_of_valid
+from jaxar.methods.base import Cond, Task
 from jaxar.models import maps
-from jaxar.models.dit import DiT
 from jaxar.tokenizers.base import Tokens
-from jaxar.typing import Array, Float, Int, Key, Keys, Metrics, Variables
+from jaxar.typing import Array, Float, Int, Key, Keys, Variables
 
 Model = maps.Sizes
 
@@ -88,57 +86,28 @@ class Sampling(canvases.Guidance):
 
 
 @dataclasses.dataclass(frozen=True)
-class FlowMatching(denoisers.Denoiser):
+class FlowMatching(denoisers.TrainedDenoiser):
     """One network, one loss."""
 
-    network: maps.Network
-    canvas: canvases.Canvas
     config: Config
 
     @property
     def path(self) -> paths.Path:
         return paths.PATHS[self.config.path]
 
-    @property
-    def num_classes(self) -> int:
-        return self.network.num_classes
-
-    def players(self) -> dict[str, PlayerSpec]:
-        return {"model": PlayerSpec()}
-
-    def init(self, key: Key) -> dict[str, Variables]:
-        x, t, label = jnp.zeros((1, *self.canvas.shape)), jnp.zeros(1), jnp.zeros(1, int)
-        return {"model": self.network.init(key, x, t, label, *[t] * self.network.num_scalars)}
-
-    def losses(self) -> tuple[LossSpec, ...]:
-        return (LossSpec("flow", self.loss, ("model",)),)
-
-    def loss(
-        self, variables: dict[str, Variables], batch: Batch, key: Key, step: Int[Array, ""]
-    ) -> tuple[Float[Array, ""], LossAux]:
-        """Mean squared error of the velocity; samples whose "valid" entry is False do not count."""
-        drop_key, draw_key = jax.random.split(key)
-        x, cond = self.canvas.read(batch), conditions.of_batch(batch)
-        cond = conditions.drop(cond, drop_key, self.config.label_drop, self.num_classes)
-        errors = self.errors(variables["model"], x, cond, *self._draw(draw_key, x))
-        return mean_of_valid(errors, batch), LossAux({})
-
-    def evaluate(self, variables: dict[str, Variables], batch: Batch, key: Key) -> Metrics:
-        """The figure "mse" [b] of the velocity, at random times."""
-        x = self.canvas.read(batch)
-        return {"mse": self.errors(variables["model"], x, conditions.of_batch(batch), *self._draw(key, x))}
-
-    def errors(
+    def terms(
         self, model: Variables, x: Float[Array, "b h w c"], cond: Cond, t: Float[Array, "b"], noise: Array
-    ) -> Float[Array, "b"]:
-        """Mean squared error of the velocity of data x at times t."""
+    ) -> dict[str, Float[Array, "b"]]:
+        """ "mse": mean squared error of the velocity of data x at times t."""
         point = self.path(t)
         velocity = self.velocity(model, paths.add_noise(point, x, noise), t, cond["label"])
-        return jnp.mean((velocity - paths.velocity(point, x, noise)) ** 2, axis=(1, 2, 3))
+        return {"mse": jnp.mean((velocity - paths.velocity(point, x, noise)) ** 2, axis=(1, 2, 3))}
 
-    def _draw(self, key: Key, x: Array) -> tuple[Float[Array, "b"], Array]:
-        time_key, noise_key = jax.random.split(key)
-        return jax.random.uniform(time_key, x.shape[:1]), jax.random.normal(noise_key, x.shape)
+    def draw_times(self, key: Key, count: int) -> Float[Array, "b"]:
+        return jax.random.uniform(key, (count,))
+
+    def seen(self, x: Float[Array, "b h w c"], t: Float[Array, "b"]) -> tuple[Array, Float[Array, "b"]]:
+        return x, 1 - t if self.config.clock == "data" else t
 
     def velocity(
         self,
@@ -149,8 +118,8 @@ class FlowMatching(denoisers.Denoiser):
         *scalars: Float[Array, "b"],
     ) -> Float[Array, "b h w c"]:
         """The predicted velocity, from data to noise."""
-        told, sign = (1 - t, -1) if self.config.clock == "data" else (t, 1)
-        return sign * self.network.apply(model, x, told, labels, *scalars)[..., : self.canvas.shape[-1]]
+        sign = -1 if self.config.clock == "data" else 1
+        return sign * self.output(model, x, t, labels, *scalars)[..., : self.canvas.shape[-1]]
 
     def denoise(
         self,
@@ -162,44 +131,13 @@ class FlowMatching(denoisers.Denoiser):
     ) -> Float[Array, "b h w c"]:
         return paths.convert(self.path(t), x, self.velocity(model, x, t, labels, *scalars), "velocity", "denoised")
 
-    def student(self, num_scalars: int = 0) -> "FlowMatching":
-        if not isinstance(self.network, DiT):
-            return super().student(num_scalars)
-        if num_scalars == self.network.num_scalars:
-            return self
-        return dataclasses.replace(self, network=self.network.clone(num_scalars=num_scalars))
-
-    def features(
-        self, model: Variables, x: Float[Array, "b h w c"], t: Float[Array, "b"], labels: Int[Array, "b"]
-    ) -> Float[Array, "b n d"]:
-        if not isinstance(self.network, DiT):
-            return super().features(model, x, t, labels)
-        return self.network.apply(model, x, 1 - t, labels, method="features")
-
     def error_weight(self, t: Float[Array, "b"]) -> Float[Array, "b"]:
         """That of the velocity."""
         at = self.path(t)
         return (at.alpha_slope - at.sigma_slope * at.alpha / at.sigma) ** 2
 
     def sample(self, variables: dict[str, Variables], cond: Cond, keys: Keys, options: Sampling) -> Tokens:
-        velocity = self.predict(variables["model"], cond, options)
-
-        def denoise(x: Array, t: Array) -> Array:
-            return paths.convert(self.path(t), x, velocity(x, t), "velocity", "denoised")
-
-        def noise(index: Int[Array, ""]) -> Array:
-            return canvases.normal(keys, self.canvas.shape, index + 1)
-
-        start = canvases.normal(keys, self.canvas.shape, 0)
-        return self.canvas.tokens(solvers.sample(options.table(self.path), denoise, start, noise))
-
-    def predict(self, model: Variables, cond: Cond, options: Sampling) -> canvases.Predict:
-        """The guided velocity, from data to noise: (x, times) -> velocity."""
-
-        def network(x: Array, t: Array, labels: Array) -> Array:
-            return self.velocity(model, x, t, labels)
-
-        return canvases.guided(network, cond, self.num_classes, options)
+        return self.solve(variables["model"], options.table(self.path), cond, keys, options)
 
     def network_calls(self, options: Sampling) -> int:
         return options.table(self.path).num_calls

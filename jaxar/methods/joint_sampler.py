@@ -23,8 +23,8 @@ from jaxar.config import ConfigError
 from jaxar.decoding import logits as lg
 from jaxar.decoding import mask_schedules, masked
 from jaxar.methods import _conditions as conditions
-from jaxar.methods._masked_tokens import MaskedTokens, mean_over, random_positions
-from jaxar.methods.base import Batch, Cond, LossAux, LossSpec, Method, PlayerSpec, Task, mean_of_valid
+from jaxar.methods._masked_tokens import Completer, MaskedTokens, mean_over, random_positions
+from jaxar.methods.base import Batch, Cond, LossAux, LossSpec, PlayerSpec, Task, mean_of_valid
 from jaxar.models import joint_layer
 from jaxar.models.bidirectional import BidirectionalTransformer
 from jaxar.tokenizers.base import Tokens
@@ -54,7 +54,7 @@ class Config:
 
 
 @dataclasses.dataclass(frozen=True)
-class JointSampler(Method):
+class JointSampler(Completer):
     """One trained layer over a frozen teacher."""
 
     network: joint_layer.JointLayer
@@ -131,9 +131,9 @@ class JointSampler(Method):
     def _teach(self, variables: dict[str, Variables], method: str, *args: Array) -> Array:
         return self.teacher.network.apply(variables["teacher"], *args, method=method)
 
-    def sample(self, variables: dict[str, Variables], cond: Cond, keys: Keys, options: Sampling) -> Tokens:
-        ids = jnp.zeros((keys.shape[0], self.teacher.network.num_tokens), jnp.int32)
-        return self.complete(variables, Tokens(ids=ids), jnp.zeros(ids.shape, bool), cond, keys, options)
+    @property
+    def num_tokens(self) -> int:
+        return self.teacher.network.num_tokens
 
     def complete(
         self,
@@ -147,9 +147,7 @@ class JointSampler(Method):
         net = self.teacher.network
         n = net.num_tokens
         scales = lg.guidance_scales(options, n)
-        label = cond["label"]
-        if lg.is_guided(scales):
-            label = conditions.doubled({"label": label}, net.num_classes)["label"]
+        label = self.teacher.doubled(cond, scales)["label"]
         law = masked.token_law(self.predictor(variables, label, scales), options)
         counts = mask_schedules.one_by_one(n)
         choose = masked.next_in_order(masked.random_priority(keys, n), masked.by_table(counts, known))

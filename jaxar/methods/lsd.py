@@ -43,7 +43,8 @@ from jaxar.decoding import logits as lg
 from jaxar.decoding import mask_schedules, masked
 from jaxar.diffusion import masking
 from jaxar.methods import mdm
-from jaxar.methods.base import Batch, Cond, LossAux, LossSpec, Method, PlayerSpec, Task, mean_of_valid
+from jaxar.methods._masked_tokens import Completer
+from jaxar.methods.base import Batch, Cond, LossAux, LossSpec, PlayerSpec, Task, mean_of_valid
 from jaxar.partition import logical
 from jaxar.tokenizers.base import Tokens
 from jaxar.typing import Array, Bool, Float, Int, Key, Keys, Metrics, Params, Variables
@@ -104,7 +105,7 @@ class Trace(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class LSD(Method):
+class LSD(Completer):
     """The numbers are the only player; the network is the teacher's."""
 
     teacher: mdm.MDM
@@ -170,9 +171,9 @@ class LSD(Method):
         levels = masking.masked_share(self.config.schedule, times)
         return masking.with_odds(levels, params["log_odds"]) if self.config.learn_times else jnp.asarray(levels)
 
-    def sample(self, variables: dict[str, Variables], cond: Cond, keys: Keys, options: Sampling) -> Tokens:
-        ids = jnp.zeros((keys.shape[0], self.teacher.network.num_tokens), jnp.int32)
-        return self.complete(variables, Tokens(ids=ids), jnp.zeros(ids.shape, bool), cond, keys, options)
+    @property
+    def num_tokens(self) -> int:
+        return self.teacher.network.num_tokens
 
     def complete(
         self,

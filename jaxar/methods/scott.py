@@ -12,7 +12,6 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxar.config import ConfigError
 from jaxar.diffusion import paths, trajectories
@@ -61,16 +60,8 @@ class Config:
 
 
 @dataclasses.dataclass(frozen=True)
-class SCott(students.Student):
+class SCott(landing.LandingStudent):
     """One network, one loss."""
-
-    @property
-    def slowness(self) -> float | None:
-        return self.config.target_decay
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        return students.bounds(self.network, self.config.least_time)
 
     def errors(
         self, variables: dict[str, Variables], x: Float[Array, "b h w c"], cond: Cond, key: Key, step: Int[Array, ""]
@@ -112,10 +103,6 @@ class SCott(students.Student):
 
     def _told(self, x: Array, scale: float) -> tuple[Array, ...]:
         return self.config.guidance.told(jnp.full(len(x), scale))
-
-    def visited(self, options: Sampling) -> Float[np.ndarray, "m"]:
-        count = options.num_steps + 1
-        return trajectories.level(np.arange(count)[::-1], count, self.bounds, self.config.rho)
 
     def sample(self, variables: dict[str, Variables], cond: Cond, keys: Keys, options: Sampling) -> Tokens:
         model, labels = variables["model"], cond["label"]

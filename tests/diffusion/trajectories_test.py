@@ -7,6 +7,7 @@ import pytest
 
 from jaxar.diffusion import paths, trajectories
 from tests import exact_flows as exact
+from tests.closed_form import PATHS
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(64, 3)), jnp.float32)
 T, S = jnp.full(64, 0.7), jnp.full(64, 0.3)
@@ -14,7 +15,7 @@ T, S = jnp.full(64, 0.7), jnp.full(64, 0.3)
 
 @pytest.mark.parametrize("kind", ["linear", *(pytest.param(k, marks=pytest.mark.slow) for k in ("cosine", "ve"))])
 def test_a_jump_goes_where_it_is_aimed_and_stays_where_it_is(kind):
-    path = exact.PATHS[kind]
+    path = PATHS[kind]
     end = exact.flow(path, X, T, S, exact.MEAN)
     aimed = trajectories.aim(path(T), path(S), X, end)
     np.testing.assert_allclose(trajectories.jump(path(T), path(S), X, aimed), end, atol=1e-5)
@@ -26,7 +27,7 @@ def test_a_jump_goes_where_it_is_aimed_and_stays_where_it_is(kind):
 @pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
 def test_fresh_noise_leaves_the_law_of_the_path(kind, eta):
     """With known data D the law at s is N(alpha D, sigma^2), however much of the noise is replaced."""
-    path = exact.PATHS[kind]
+    path = PATHS[kind]
     start, stop = path(T), path(S)
 
     def moved(x, noise):
@@ -57,7 +58,7 @@ def test_ancestral_noise_has_the_variance_of_the_posterior():
 
 
 def test_noise_that_is_added_twice_adds_up():
-    path, zero = exact.PATHS["linear"], jnp.zeros((64, 1))
+    path, zero = PATHS["linear"], jnp.zeros((64, 1))
     low, middle, high = (path(jnp.full(64, t)) for t in (0.1, 0.4, 0.9))
     first, second = (trajectories.renoise(a, b, zero, zero + 1) for a, b in ((low, middle), (middle, high)))
     carried = trajectories.renoise(middle, high, first, zero)
@@ -82,7 +83,7 @@ def test_levels_double_to_their_last_number():
 
 @pytest.mark.parametrize("kind, bounds, rho", [("linear", (0.002, 1.0), 1.0), ("ve", (0.002, 80.0), 7.0)])
 def test_noise_levels_are_log_normal(kind, bounds, rho):
-    path = exact.PATHS[kind]
+    path = PATHS[kind]
     draws = -1.1 + 2.0 * jax.random.normal(jax.random.key(0), (20_000,))
     t = trajectories.times_of(path, draws, bounds, rho)
     inside = (draws > jnp.log(0.0025)) & (draws < jnp.log(60.0))

@@ -13,6 +13,7 @@ from jaxar.methods import _landing as landing
 from jaxar.methods import _students as students
 from jaxar.methods import consistency
 from tests import exact_flows as exact
+from tests.closed_form import PATHS
 
 PLAIN = consistency.Config(target_decay=None)
 
@@ -56,7 +57,7 @@ def test_without_a_teacher_the_gradient_vanishes_in_expectation_alone():
 
 
 def drawn(levels, step, kind="linear", bounds=(0.002, 1.0), rho=1.0):
-    t, s = levels.draw(jax.random.key(0), 4000, exact.PATHS[kind], bounds, rho, jnp.int32(step))
+    t, s = levels.draw(jax.random.key(0), 4000, PATHS[kind], bounds, rho, jnp.int32(step))
     return np.asarray(t), np.asarray(s)
 
 
@@ -83,7 +84,7 @@ def test_continuous_levels_come_closer():
 @pytest.mark.slow
 def test_weights_are_inverse_gaps(levels):
     one, gap = (exact.errors(method("denoiser", False, levels=levels, weight=weight)) for weight in ("one", "gap"))
-    t, s = levels.draw(jax.random.split(jax.random.key(1))[0], 512, exact.PATHS["linear"], (0.002, 1.0), 1.0, 0)
+    t, s = levels.draw(jax.random.split(jax.random.key(1))[0], 512, PATHS["linear"], (0.002, 1.0), 1.0, 0)
     assert np.all(np.isfinite(gap)) and one.max() > 1e-4
     np.testing.assert_allclose(gap * np.maximum(t - s, 1e-6), one, rtol=1e-4, atol=1e-9)
 

@@ -94,7 +94,7 @@ def test_the_loss_weighs_errors_of_the_network_equally():
     batch = {"image": jnp.full((64, *SHAPE), 0.7), "label": jnp.zeros(64, int), "valid": jnp.arange(64) < 32}
     loss = jax.jit(lambda p: method.loss({"model": {"params": p}}, batch, jax.random.key(0), 0)[0])
     np.testing.assert_allclose(loss(0.5), 0.25, rtol=1e-3)
-    t, _ = method._draw(jax.random.key(1), jnp.zeros((4000, *SHAPE)))
+    t, _ = method.draw(jax.random.key(1), jnp.zeros((4000, *SHAPE)))
     np.testing.assert_allclose([jnp.log(t).mean(), jnp.log(t).std()], [-1.2, 1.2], atol=0.08)
 
 

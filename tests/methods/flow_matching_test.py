@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import pathlib
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +15,7 @@ from jaxar.diffusion import paths
 from jaxar.interop import base, fixtures
 from jaxar.interop.families._conv_stack import nhwc
 from jaxar.methods import _canvas as canvases
+from jaxar.methods import _denoiser as denoisers
 from jaxar.methods import flow_matching
 from jaxar.methods.base import Task
 from jaxar.models import dit
@@ -149,6 +151,20 @@ def test_guided_predictions_are_the_official_ones():
     variables = official.parts[0].to_variables(fixture.weights("sit"), "sit_d2")
     x, t, labels = (jnp.asarray(fixture.tensors[f"in/{name}"][:2]) for name in ("x", "t", "cfg_y"))
     options = flow_matching.Sampling(guidance_scale=2.0, guided_channels=3)
-    predict = official.ours.predict(variables, {"label": labels}, options)
+    denoise = denoisers.guided(official.ours, variables, {"label": labels}, options)
     expected = nhwc(fixture.tensors["out/out_cfg"][:2])
-    assert np.abs(-jax.jit(predict)(nhwc(x), 1 - t) - expected).max() / expected.std() < 1e-4
+    found = jax.jit(lambda x, t: paths.convert(official.ours.path(t), x, denoise(x, t), "denoised", "velocity"))
+    assert np.abs(-found(nhwc(x), 1 - t) - expected).max() / expected.std() < 1e-4
+
+
+@pytest.mark.parametrize("clock", ["data", "noise"])
+def test_a_discriminator_reads_what_the_network_makes_of_the_time_it_is_told(clock):
+    sizes = dit.Sizes(num_layers=1, width=8, num_heads=2)
+    method = flow_matching.build(flow_matching.Config(clock=clock), sizes, Task(ImageSpec(4, 1), 2))
+    model = nn.meta.unbox(method.init(jax.random.key(0))["model"])
+    model = jax.tree.map(lambda w: w + 0.1 * jax.random.normal(jax.random.key(1), w.shape), model)
+    x, t, labels = jax.random.normal(jax.random.key(2), (2, 4, 4, 1)), jnp.array([0.1, 0.8]), jnp.array([0, 1])
+    told = 1 - t if clock == "data" else t
+    expected = method.network.apply(model, x, told, labels, method="features")
+    np.testing.assert_allclose(method.features(model, x, t, labels), expected, rtol=1e-5)
+    assert not np.allclose(method.features(model, x, 1 - t, labels), expected, rtol=1e-2)

@@ -8,13 +8,14 @@ import pytest
 from jaxar.config import ConfigError
 from jaxar.methods import vsd
 from tests import gaussians
+from tests.closed_form import PATHS
 
 TEACHER, STUDENT = (0.5, 0.8), (-0.2, 1.5)
 
 
 def divergence(params, kind, t):
     """KL of the student's noised law from the teacher's, float64 in and out."""
-    at = gaussians.PATHS[kind](np.asarray(t))
+    at = PATHS[kind](np.asarray(t))
     (m, s), (mean, std) = TEACHER, params
     ours, theirs = (at.alpha**2 * v**2 + at.sigma**2 for v in (std, s))
     return 0.5 * (np.log(theirs / ours) + (ours + at.alpha**2 * (mean - m) ** 2) / theirs - 1)
@@ -26,7 +27,7 @@ def slopes(fn, point, step=1e-5):
 
 @pytest.mark.parametrize("kind, t", [("linear", 0.4), ("ve", 0.5)])
 def test_the_gradient_is_that_of_the_divergence(kind, t):
-    at = gaussians.PATHS[kind](t)
+    at = PATHS[kind](t)
     expected = slopes(lambda p: divergence(p, kind, t), np.array(STUDENT)) * at.sigma**2 / at.alpha**2
     variables = gaussians.players(TEACHER, STUDENT)
     constant = gaussians.expected_gradient(gaussians.distiller(vsd.VSD, vsd.Config(), kind), variables, t)
