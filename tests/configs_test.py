@@ -51,6 +51,12 @@ PUBLISHED = {
 CASES = [pytest.param(name, arg, id=f"{name}:{arg}") for name in CONFIGS for arg in arguments(name)]
 
 
+@pytest.mark.parametrize("name", [name for name in CONFIGS if "smoke" in arguments(name)])
+def test_smoke_trainings_take_seconds(name):
+    train = cli.load_config(f"{cases.CONFIGS / name}.py:smoke")["train"]
+    assert train["num_steps"] <= 4 and train["batch_size"] <= 16
+
+
 @pytest.fixture(scope="module")
 def imagenet(tmp_path_factory):
     """A folder with the classes of ImageNet, for configurations that want its root; nothing opens its images."""
