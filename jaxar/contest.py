@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from jaxar import experiment, run, sampling, scoring, train, workdir
+from jaxar import experiment, run, sampling, scoring, settings, train, workdir
 from jaxar.config import ConfigError
 from jaxar.methods.base import Method
 from jaxar.suites import Suite
@@ -69,7 +69,7 @@ def enter(suite: Suite, method: str, budget: Budget, measuring: Measuring, judge
     if parameters > budget.max_parameters:
         return row | {"refused": f"{parameters:,} parameters, {budget.max_parameters:,} are allowed"}
     train_once(config, folder)
-    return row | {"train_seconds": train_seconds(folder)} | _measured_once(folder, measuring, judge)
+    return row | {"train_seconds": train_seconds(folder)} | _measured_once(folder, config["sample"], measuring, judge)
 
 
 def train_once(config: dict[str, Any], folder: pathlib.Path) -> None:
@@ -109,16 +109,22 @@ def train_seconds(folder: pathlib.Path) -> float:
     return sum((step - before) * timed[step] for before, step in zip([0, *steps], steps))
 
 
-def _measured_once(folder: pathlib.Path, measuring: Measuring, judge: scoring.Judge) -> Row:
-    """`measure`, stored beside the run under a name of what it depends on."""
-    what = [(folder / "DONE").stat().st_mtime_ns, dataclasses.astuple(measuring), judge.sha256]
+def _measured_once(folder: pathlib.Path, options: dict[str, Any], measuring: Measuring, judge: scoring.Judge) -> Row:
+    """`measure` with these sampling options, stored beside the run under a name of what it depends on."""
+    what = [(folder / "DONE").stat().st_mtime_ns, options, dataclasses.astuple(measuring), judge.sha256]
     name = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:8]
     file = folder / "evaluations" / f"leaderboard_{name}.json"
     if not file.exists():
         print(f"measuring {folder}", file=sys.stderr)
         file.parent.mkdir(exist_ok=True)
-        workdir.write_json(file, measure(run.load(folder), measuring, judge))
+        workdir.write_json(file, measure(sampled_with(run.load(folder), options), measuring, judge))
     return workdir.read_json(file)
+
+
+def sampled_with(opened: run.Run, options: dict[str, Any]) -> run.Run:
+    """The run with these sampling options in place of its own: those that training recorded may be out of date."""
+    config = {**opened.config, "sample": options}
+    return dataclasses.replace(opened, config=config, options=settings.build_sampling(config))
 
 
 def measure(opened: run.Run, measuring: Measuring, judge: scoring.Judge) -> Row:

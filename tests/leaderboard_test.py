@@ -9,6 +9,7 @@ import types
 import numpy as np
 import pytest
 
+import jaxar.run
 from jaxar import cli, contest, leaderboard, suites, workdir
 from jaxar.config import ConfigError
 from jaxar.methods import maskgit
@@ -74,6 +75,18 @@ def test_methods_are_trained_measured_and_not_done_again(run, trained, tmp_path,
     code, out, _ = run(f"{line} --methods=ar --max_steps=1")
     (failed,) = json.loads(out)["rows"]
     assert code == leaderboard.FAILED and "has done 2 steps" in failed["error"] and len(trained) == 2
+
+
+def test_samples_are_drawn_as_the_configuration_says_now(ar_run, tmp_path, monkeypatch):
+    opened = contest.sampled_with(jaxar.run.load(ar_run), {"temperature": 0.5})
+    assert opened.options.temperature == opened.sampler()._static[2].temperature == 0.5
+    shutil.copytree(ar_run, tmp_path / "ar_digits")
+    measured = []
+    monkeypatch.setattr(contest, "measure", lambda opened, *_: measured.append(opened.options.temperature) or {})
+    judge, measuring = types.SimpleNamespace(sha256=""), contest.Measuring(16, (0,))
+    for temperature in (0.5, 0.7, 0.5):
+        contest._measured_once(tmp_path / "ar_digits", {"temperature": temperature}, measuring, judge)
+    assert measured == [0.5, 0.7]
 
 
 def row(method, distance=1.0, seconds=1.0, **changes):
