@@ -18,6 +18,7 @@ from jaxar.methods.base import Method
 from jaxar.suites import Suite
 
 BATCHES = (1, 64)  # images at once whose latency is measured
+CALLS = (1, 2, 4)  # numbers of steps at which few-step methods are compared
 _REPEAT = 3
 Row = dict[str, Any]
 
@@ -47,8 +48,8 @@ def enter(suite: Suite, method: str, budget: Budget, measuring: Measuring, judge
     """The line of one method; what the suite's runs and rows hold already is not done again.
 
     Returns:
-      "method", "parameters", "num_steps", "own_num_steps" (before it was cut), and unless "refused" says why not,
-      "train_seconds" and what `measure` returns.
+      "method", "teacher" (the configuration that it learns from, or None), "parameters", "num_steps", "own_num_steps"
+      (before it was cut), and unless "refused" says why not, "train_seconds" and what `measure` returns.
     Raises:
       ConfigError: mistakes in configurations; a run of other length than the budget now gives.
       Stopped: see there.
@@ -62,6 +63,7 @@ def enter(suite: Suite, method: str, budget: Budget, measuring: Measuring, judge
     parameters = count_parameters(experiment.prepare(config, folder).method)
     row = {
         "method": method,
+        "teacher": suite.teacher(stem),
         "parameters": parameters,
         "num_steps": config["train"]["num_steps"],
         "own_num_steps": own,
@@ -132,19 +134,39 @@ def measure(opened: run.Run, measuring: Measuring, judge: scoring.Judge) -> Row:
 
     Returns:
       What `scoring.evaluate_generator` returns for the configuration's own sampling options, with "validation", "step",
-      "ema", and in "latency_ms" milliseconds per image by batch size, on one device.
+      "ema", "latency_ms" (milliseconds per image by batch size, on one device), and what `few_calls` returns.
     """
-    result = scoring.evaluate_generator(
-        opened, judge, num=measuring.num, seeds=measuring.seeds, batch_size=BATCHES[-1], options={}
-    )
     latency = {str(size): latency_ms(opened, size) for size in BATCHES}
     return {
-        **result,
+        **_score(opened, measuring, judge, {}),
         "validation": scoring.validate(opened),
         "step": opened.step,
         "ema": opened.ema,
         "latency_ms": latency,
+        "few_calls": few_calls(opened, measuring, judge),
     }
+
+
+def few_calls(opened: run.Run, measuring: Measuring, judge: scoring.Judge) -> dict[str, Any]:
+    """Metrics by number of network calls, of a method whose samples take a few steps that can be chosen; else empty."""
+    names = {field.name for field in dataclasses.fields(opened.options)}
+    name = next((name for name in ("num_steps", "steps") if name in names), None)
+    if name is None or getattr(opened.options, name) > max(CALLS):
+        return {}
+    found = {}
+    for count in CALLS:
+        try:
+            result = _score(opened, measuring, judge, {name: count})
+        except ConfigError:  # more calls than the student was trained for
+            continue
+        found[str(result["network_calls"])] = result["metrics"]
+    return found
+
+
+def _score(opened: run.Run, measuring: Measuring, judge: scoring.Judge, options: dict[str, Any]) -> Row:
+    return scoring.evaluate_generator(
+        opened, judge, num=measuring.num, seeds=measuring.seeds, batch_size=BATCHES[-1], options=options
+    )
 
 
 def latency_ms(opened: run.Run, batch_size: int) -> float:

@@ -12,7 +12,9 @@ says so. Time is only known afterwards: what took longer than --max_seconds is m
 the time of the steps, without compilation, evaluation and saving. A method that fails is listed with its error and does
 not stop the others; the exit code is then 1.
 
-Written: leaderboard.json, leaderboard.md and leaderboard.png (quality against latency).
+Written: leaderboard.json, leaderboard.md and leaderboard.png (quality against latency). A student's distance is given
+as a multiple of its teacher's where that is among the methods, and few-step methods have a second table, by network
+calls.
 """
 
 import dataclasses
@@ -87,6 +89,7 @@ def markdown(report: dict[str, Any]) -> str:
         "method",
         f"fd_{dataset} ({len(report['measuring']['seeds'])} seeds)",
         "floor",
+        "teacher",
         "class consistency",
         "bits per token",
         "network calls",
@@ -102,21 +105,48 @@ def markdown(report: dict[str, Any]) -> str:
         "",
         _line(head),
         _line(["---"] * len(head)),
-        *(_line(_cells(row, dataset)) for row in report["rows"]),
+        *(_line(_cells(row, dataset, distances(report["rows"], dataset))) for row in report["rows"]),
     ]
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, "", *_few_calls(report["rows"], dataset)])
 
 
-def _cells(row: Row, dataset: str) -> list[str]:
+def distances(rows: Sequence[Row], dataset: str) -> dict[str, float]:
+    """Mean distance by method, of those that were measured."""
+    return {row["method"]: row["metrics"][f"fd_{dataset}"]["mean"] for row in rows if "metrics" in row}
+
+
+def _few_calls(rows: Sequence[Row], dataset: str) -> list[str]:
+    """The lines of a table of distances by number of network calls, and as multiples of the teacher's."""
+    found = [row for row in rows if row.get("few_calls")]
+    if not found:
+        return []
+    measured = distances(rows, dataset)
+
+    def cell(row: Row, calls: int) -> str:
+        metrics = row["few_calls"].get(str(calls))
+        return _relative(metrics[f"fd_{dataset}"]["mean"], measured.get(row["teacher"])) if metrics else ""
+
+    head = ["few-step method", "teacher", *(f"fd_{dataset}, {n} call{'s' * (n > 1)}" for n in contest.CALLS)]
+    body = [[row["method"], row["teacher"] or "", *(cell(row, n) for n in contest.CALLS)] for row in found]
+    return [*map(_line, (head, ["---"] * len(head), *body)), ""]
+
+
+def _relative(distance: float, of_teacher: float | None) -> str:
+    return f"{distance:.2f}" + (f" ({distance / of_teacher:.2f}x)" if of_teacher else "")
+
+
+def _cells(row: Row, dataset: str, measured: dict[str, float]) -> list[str]:
     parameters, steps = (f"{row[name]:,}" if name in row else "" for name in ("parameters", "num_steps"))
     if "metrics" not in row:
-        return [row["method"], *[""] * 8, parameters, steps, row["note"]]
+        return [row["method"], *[""] * 9, parameters, steps, row["note"]]
     distance, consistency = row["metrics"][f"fd_{dataset}"], row["metrics"]["class_consistency"]
-    bits = row["validation"].get("bits_per_token")
+    bits, teacher = row["validation"].get("bits_per_token"), row["teacher"]
+    share = f", {distance['mean'] / measured[teacher]:.2f}x" if teacher in measured else ""
     return [
         row["method"],
         f"{distance['mean']:.2f} ({distance['min']:.2f} to {distance['max']:.2f})",
         f"{row['floor'][f'fd_{dataset}']['mean']:.2f}",
+        f"{teacher}{share}" if teacher else "",
         f"{consistency['mean']:.1%}",
         "" if bits is None else f"{bits:.2f}",
         str(row["network_calls"]),

@@ -49,6 +49,11 @@ class Suite:
         """
         return self._parents(stem, ())
 
+    def teacher(self, stem: str) -> str | None:
+        """The method of the suite that STEM learns from."""
+        origin = (self.config(stem).get("teacher") or {}).get("from_")
+        return pathlib.Path(origin).name.removesuffix(f"_{self.dataset}") if origin else None
+
     def _parents(self, stem: str, children: tuple[str, ...]) -> list[str]:
         found = []
         for parent in self._named(stem):

@@ -12,7 +12,7 @@ import pytest
 import jaxar.run
 from jaxar import cli, contest, leaderboard, suites, workdir
 from jaxar.config import ConfigError
-from jaxar.methods import maskgit
+from jaxar.methods import ar, dd1, flow_matching, maskgit
 
 pytestmark = pytest.mark.xdist_group("runs")
 BUDGET = contest.Budget(max_parameters=100, max_steps=10, max_seconds=5.0)
@@ -93,6 +93,7 @@ def row(method, distance=1.0, seconds=1.0, **changes):
     spread = {"mean": distance, "min": distance, "max": distance}
     return {
         "method": method,
+        "teacher": None,
         "parameters": 50,
         "num_steps": 10,
         "own_num_steps": 10,
@@ -125,6 +126,31 @@ def test_what_exceeds_the_budget_ranks_behind():
     report = {"suite": "digits", "budget": vars(BUDGET), "measuring": {"seeds": [0]}, "rows": ranked}
     lines = leaderboard.markdown(report).splitlines()[2:]
     assert len({line.count("|") for line in lines}) == 1 and len(lines) == 7
+
+
+def test_students_are_compared_with_their_teachers_by_number_of_calls():
+    by_calls = {str(calls): row("", distance)["metrics"] for calls, distance in ((1, 3.0), (2, 2.5))}
+    rows = [row("old", 2.0), row("young", 3.0, teacher="old", few_calls=by_calls), row("lone", 4.0, teacher="absent")]
+    rows = leaderboard.ranked(rows, BUDGET, "digits")
+    report = {"suite": "digits", "budget": vars(BUDGET), "measuring": {"seeds": [0]}, "rows": rows}
+    lines = leaderboard.markdown(report).splitlines()
+    teachers = {cells[1].strip(): cells[4].strip() for line in lines[4:7] if (cells := line.split("|"))}
+    assert teachers == {"old": "", "young": "old, 1.50x", "lone": "absent"}
+    assert lines[-1] == "| young | old | 3.00 (1.50x) | 2.50 (1.25x) |  |"
+
+
+def test_few_step_methods_are_measured_at_one_two_and_four_calls(monkeypatch):
+    def evaluate(opened, judge, *, options, **_):
+        if options["steps"] > 2:
+            raise ConfigError("trained for two")
+        return {"network_calls": options["steps"], "metrics": options}
+
+    monkeypatch.setattr(contest.scoring, "evaluate_generator", evaluate)
+    measuring = contest.Measuring(4, (0,))
+    student = types.SimpleNamespace(options=dd1.Sampling())
+    assert contest.few_calls(student, measuring, None) == {"1": {"steps": 1}, "2": {"steps": 2}}
+    for options in (flow_matching.Sampling(), ar.Sampling()):  # many steps; none that could be chosen
+        assert contest.few_calls(types.SimpleNamespace(options=options), measuring, None) == {}
 
 
 def test_parameters_are_those_of_the_network_that_samples():
@@ -160,6 +186,7 @@ def test_parents_come_first_and_lie_among_the_runs(tmp_path):
         few_digits="{'tokenizer': {'from_': 'out/vq_digits'}, 'teacher': {'from_': '/any/ar_digits', 'step': 3}}",
     )
     assert suite.parents("few_digits") == ["vq_digits", "ar_digits"]
+    assert (suite.teacher("few_digits"), suite.teacher("ar_digits")) == ("ar", None)
     config = suite.config("few_digits")
     assert config["teacher"] == {"from_": str(tmp_path / "runs" / "ar_digits"), "step": 3}
 
