@@ -2,8 +2,7 @@
 
     python -m jaxar.train --config=configs/dd2_digits.py --workdir=out/dd2_digits
 
-Needs its teacher, the run of configs/ar_digits.py in out/ar_digits; with the argument `next_scale` that of
-configs/next_scale_digits.py in out/next_scale_digits. The first stage reads tokens of the data set.
+Needs its teacher, the run of configs/ar_digits.py in out/ar_digits. The first stage reads tokens of the data set.
 """
 
 from common import base, check_argument
@@ -11,7 +10,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    check_argument(arg, "smoke", "next_scale")
+    check_argument(arg, "smoke")
     config = base()
     config.data = {"name": "digits"}
     config.teacher = {"from_": "out/ar_digits"}
@@ -32,9 +31,6 @@ def get_config(arg: str = "") -> ConfigDict:
     }
     config.train = {"num_steps": 4000, "batch_size": 64, "checkpoint_every": 1000}
     config.eval = {"every": 500, "sample_every": 500, "reference": "digits", "ema": "0.995"}
-    if arg == "next_scale":
-        config.teacher = {"from_": "out/next_scale_digits"}
-        config.method.teacher = {"guidance_scale": 1.5, "guidance_schedule": "linear", "temperature": 0.8}
     if arg == "smoke":
         config.model.head = {"num_layers": 1, "width": 32}
         config.method.init_steps = 1

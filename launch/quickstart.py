@@ -1,5 +1,7 @@
 """The whole chain on real data in minutes: tokenizers, an AR and a next-scale model on digits, samples, evaluation.
 
+At the end the AR model teaches a student that draws all tokens in one call.
+
 Each step is a command that works by itself and is printed. Training that is done is not done again.
 """
 
@@ -25,6 +27,8 @@ from jaxar.metrics import reference
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CHAINS = {"ar": "vq", "next_scale": "multiscale_vq"}  # model: its tokenizer
+TEACHER, STUDENT = "ar", "dd1"
+PAIRS = {"": 16384, "smoke": 64}  # of noise and the teacher's tokens, by argument
 COLUMNS = 20  # images per row of the grid, two of each class
 
 
@@ -42,6 +46,7 @@ def main() -> None:
     report = {
         "models": {model: result[model] for model, result in zip(CHAINS, results)},
         "tokenizers": {CHAINS[model]: result[CHAINS[model]] for model, result in zip(CHAINS, results)},
+        "students": {STUDENT: {"teacher": TEACHER, **results[list(CHAINS).index(TEACHER)][STUDENT]}},
         "minutes": round((time.perf_counter() - begun) / 60, 2),
     }
     backend.initialize()
@@ -54,22 +59,42 @@ def main() -> None:
 
 
 def run_chain(out: pathlib.Path, model: str, arg: str) -> dict[str, Any]:
-    """A tokenizer, the tokens of the data, a model of them, samples of it, and the evaluation of both by workdir."""
+    """A tokenizer, the tokens of the data, a model of them and perhaps its student: the evaluations by workdir."""
     tokenizer = CHAINS[model]
     cache = out / f"{tokenizer}_tokens"
     parents = (f"--config.tokenizer.from_={out / tokenizer}", f"--config.data.cache={cache}")
     train(out, tokenizer, arg)
     run_command("encode", f"--workdir={out / tokenizer}", f"--out={cache}")
     train(out, model, arg, *parents)
+    results = {name: sample_and_evaluate(out, name) for name in (tokenizer, model)}
+    if model == TEACHER:
+        results[STUDENT] = distil(out, arg)
+    return results
+
+
+def distil(out: pathlib.Path, arg: str) -> dict[str, Any]:
+    """Pairs of the teacher, a student that learns them, and its evaluation."""
+    store, parent = out / f"{STUDENT}_pairs", f"--config.teacher.from_={out / TEACHER}"
+    labels = f"--config.data.cache={out / CHAINS[TEACHER]}_tokens"
+    run_command("pairs", config_option(STUDENT, arg), f"--out={store}", f"--num={PAIRS[arg]}", parent, labels)
+    train(out, STUDENT, arg, parent, f"--config.data.cache={store}")
+    return sample_and_evaluate(out, STUDENT)
+
+
+def sample_and_evaluate(out: pathlib.Path, name: str) -> dict[str, Any]:
+    """Scores a workdir; a model draws the samples of the grid first."""
     batch = "--batch_size=479"  # one compiled sampler for both commands
-    run_command("sample", f"--workdir={out / model}", "--num=200", batch, f"--out={out / model / 'samples.npz'}")
-    reference = ("--reference=digits", batch)
-    return {name: run_command("evaluate", f"--workdir={out / name}", *reference) for name in (tokenizer, model)}
+    if name not in CHAINS.values():
+        run_command("sample", f"--workdir={out / name}", "--num=200", batch, f"--out={out / name / 'samples.npz'}")
+    return run_command("evaluate", f"--workdir={out / name}", "--reference=digits", batch)
 
 
 def train(out: pathlib.Path, name: str, arg: str, *overrides: str) -> None:
-    config = f"--config={ROOT / 'configs' / f'{name}_digits.py'}{':' + arg if arg else ''}"
-    run_command("train", config, f"--workdir={out / name}", *overrides)
+    run_command("train", config_option(name, arg), f"--workdir={out / name}", *overrides)
+
+
+def config_option(name: str, arg: str) -> str:
+    return f"--config={ROOT / 'configs' / f'{name}_digits.py'}{':' + arg if arg else ''}"
 
 
 def run_command(name: str, *options: str) -> dict[str, Any]:
@@ -90,7 +115,7 @@ def run_command(name: str, *options: str) -> dict[str, Any]:
 
 
 def draw_grid(out: pathlib.Path) -> None:
-    """Real digits, their reconstructions, and samples of both models, from the same labels."""
+    """Real digits, their reconstructions, and samples of both models and the student, from the same labels."""
     test = reference.read_split(reference.load("digits").train, "test")
     labels = np.arange(COLUMNS) % 10
     chosen = [np.flatnonzero(test.labels == label)[i // 10] for i, label in enumerate(labels)]
@@ -98,7 +123,7 @@ def draw_grid(out: pathlib.Path) -> None:
     rows = {"real": real}
     for name in CHAINS.values():
         rows[name] = run.load(out / name).reconstruct(loader.to_float(real))
-    for name in CHAINS:
+    for name in (*CHAINS, STUDENT):
         with np.load(out / name / "samples.npz") as samples:  # classes in turn, as in `labels`
             rows[name] = samples["arr_0"][:COLUMNS]
     titles = [str(label) for label in labels] * len(rows)
@@ -107,15 +132,16 @@ def draw_grid(out: pathlib.Path) -> None:
 
 
 def draw_curves(out: pathlib.Path) -> None:
-    """Training and test curves of the four runs."""
-    figure, axes = plt.subplots(1, 4, figsize=(18, 4), layout="constrained")
+    """Training and test curves of the five runs."""
+    figure, axes = plt.subplots(1, 5, figsize=(22, 4), layout="constrained")
     for axis, name in zip(axes, CHAINS.values()):
         draw_curve(axis, out / name, "train/reconstruction", "training loss", "tab:blue")
         axis.set(yscale="log")
         draw_curve(axis.twinx(), out / name, "eval/test/psnr", "test PSNR, dB", "tab:orange")
-    for axis, name in zip(axes[len(CHAINS) :], CHAINS):
+    tests = {**dict.fromkeys(CHAINS, ("eval/test/bits_per_token", np.log(2))), STUDENT: ("eval/test/nll", 1.0)}
+    for axis, (name, (figure_name, scale)) in zip(axes[len(CHAINS) :], tests.items()):
         draw_curve(axis, out / name, "train/nll", "nats per token (blue: training, orange: test)", "tab:blue")
-        draw_curve(axis, out / name, "eval/test/bits_per_token", axis.get_ylabel(), "tab:orange", np.log(2))
+        draw_curve(axis, out / name, figure_name, axis.get_ylabel(), "tab:orange", scale)
     figure.savefig(out / "curves.png", dpi=110)
 
 
@@ -150,7 +176,26 @@ def describe(report: dict[str, Any]) -> str:
     for name, r in report["tokenizers"].items():
         m, used = r["metrics"], r["validation"]["code_use"]
         lines.append(f"| {name} | {m['psnr']:.2f} | {m['ssim']:.3f} | {m['rfd_digits']:.3f} | {used:.0%} |")
+    lines += ["", *describe_students(report)]
     return "\n".join([*lines, "", f"Took {report['minutes']} minutes.", ""])
+
+
+def describe_students(report: dict[str, Any]) -> list[str]:
+    """The lines of a table with each teacher above its student."""
+    lines = [
+        "| distilled | network calls | ms per image | speed-up | fd_digits (3 seeds) | class consistency |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for student, result in report["students"].items():
+        teacher = report["models"][result["teacher"]]
+        for name, r in ((f"{result['teacher']} (teacher)", teacher), (f"{student} (student)", result)):
+            fd, consistency = r["metrics"]["fd_digits"], r["metrics"]["class_consistency"]
+            lines.append(
+                f"| {name} | {r['network_calls']} | {r['ms_per_image']:.2f} "
+                f"| {teacher['ms_per_image'] / r['ms_per_image']:.1f}x "
+                f"| {fd['mean']:.2f} ({fd['min']:.2f} to {fd['max']:.2f}) | {consistency['mean']:.1%} |"
+            )
+    return lines
 
 
 if __name__ == "__main__":

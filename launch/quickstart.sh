@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains tokenizers, an AR and a next-scale model on real digits, samples and evaluates them: bash launch/quickstart.sh [--out=DIR]
+# Trains tokenizers, an AR, a next-scale model and a one-step student on real digits, samples and evaluates them: bash launch/quickstart.sh [--out=DIR]
 # Everything is left in out/quickstart; running it again goes on where it stopped.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -37,13 +37,17 @@ def test_the_report_has_every_figure(out):
         assert model["floor"]["fd_digits"]["mean"] < model["metrics"]["fd_digits"]["mean"]
         assert model["network_calls"] == calls and model["ms_per_image"] > 0
         assert model["validation"]["bits_per_token"] == pytest.approx(4.0, abs=0.3)  # 16 codes, untrained
+    student = report["students"]["dd1"]
+    assert student["teacher"] == "ar" and student["network_calls"] == 1
+    assert np.isfinite(student["metrics"]["fd_digits"]["mean"]) and 0 <= student["validation"]["agreement"] <= 1
     assert all(np.isfinite(t["metrics"]["psnr"]) for t in report["tokenizers"].values())
     text = (out / "report.md").read_text()
     assert "| ar |" in text and "| next_scale |" in text and "FID" not in text
+    assert "| ar (teacher) | 16 |" in text and "| dd1 (student) | 1 |" in text
 
 
 def test_the_pictures_show_something(out):
-    for name in ("grid.png", "curves.png", "ar/samples.png", "next_scale/samples.png"):
+    for name in ("grid.png", "curves.png", "ar/samples.png", "next_scale/samples.png", "dd1/samples.png"):
         assert np.asarray(Image.open(out / name).convert("L")).std() > 10, name
 
 

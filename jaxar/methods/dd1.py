@@ -16,7 +16,8 @@ the teacher draw the last of them anew, and puts the same noise back for the res
 the values y.
 
 Reference: Liu et al., Distilled Decoding 1: One-step Sampling of Image Auto-regressive Models with Flow Matching, 2025.
-Loss weights and the solver are not published; the perceptual loss of the published code is left out.
+Loss weights and the solver are not published; the perceptual loss of the published code is left out. The logits have a
+term of the token's own noise (`models.one_step.Closeness`) that is not published.
 """
 
 import dataclasses
@@ -77,17 +78,24 @@ class Sampling:
 
     Attributes:
       steps: calls of the student, at most as many as `method.starts` has entries.
+      temperature: of a draw from the first head. 0 takes its most likely code, as published; a student that is not sure
+        of all tokens then repeats the most common images, and a little more gives some of their variety back.
       split: tokens from this one on are values of the second head, not codes; None for codes alone.
       resample: (n, m): before the call that starts at m the teacher draws tokens n..m-1 anew; None for never.
     """
 
     steps: int = 1
+    temperature: float = 0.0
     split: int | None = None
     resample: tuple[int, int] | None = None
 
     def __post_init__(self):
         if self.steps < 1:
             raise ConfigError(f"sample.steps={self.steps} must be at least 1")
+        if self.temperature < 0:
+            raise ConfigError(
+                f"sample.temperature={self.temperature} must be at least 0, which takes the likeliest code"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +117,8 @@ class DD1(Method):
 
     def init(self, key: Key) -> dict[str, Variables]:
         values = jnp.zeros((1, self.num_tokens, self.network.channels))
-        return {"model": self.network.init(key, values, values[..., 0] > 0, jnp.zeros(1, jnp.int32))}
+        codes = jnp.zeros((self.tokenizer.spec.vocab_size, self.network.channels))
+        return {"model": self.network.init(key, values, values[..., 0] > 0, jnp.zeros(1, jnp.int32), codes)}
 
     def warm_start(self, params: dict[str, Params], frozen: dict[str, Variables]) -> dict[str, Params]:
         """The student starts with every part that it shares with its teacher."""
@@ -164,19 +173,21 @@ class DD1(Method):
         dropout_key: Key | None,
     ) -> dict[str, Float[Array, "b n"]]:
         """Of each token: negative log-likelihood, squared error of the value, and whether the first head is right."""
-        codes = self.tokenizer.codes(variables["tokenizer"])[ids]
+        codes = self.tokenizer.codes(variables["tokenizer"])
+        ends = codes[ids]
         rngs = {} if dropout_key is None else {"dropout": dropout_key}
         logits, values = self.network.apply(
             variables["model"],
-            jnp.where(known[..., None], codes, noise),
+            jnp.where(known[..., None], ends, noise),
             known,
             labels,
+            codes,
             deterministic=not rngs,
             rngs=rngs,
         )
         return {
             "nll": optax.softmax_cross_entropy_with_integer_labels(logits, ids),
-            "value_error": jnp.sum(jnp.square(values - codes), axis=-1),
+            "value_error": jnp.sum(jnp.square(values - ends), axis=-1),
             "agreement": (jnp.argmax(logits, axis=-1) == ids).astype(jnp.float32),
         }
 
@@ -211,8 +222,8 @@ class DD1(Method):
                 ids = self._drawn_anew(variables, ids, cond, keys, first, stop)
             known = jnp.broadcast_to(jnp.arange(self.num_tokens) < start, ids.shape)
             inputs = jnp.where(known[..., None], codes[ids], noise)
-            logits, values = self.network.apply(variables["model"], inputs, known, cond["label"])
-            ids = jnp.where(known, ids, jnp.argmax(logits, axis=-1))
+            logits, values = self.network.apply(variables["model"], inputs, known, cond["label"], codes)
+            ids = jnp.where(known, ids, _chosen(logits, _apart(keys, self.num_tokens + 1 + start), options.temperature))
         if options.split is None:
             return Tokens(ids=ids)
         tail = jnp.arange(self.num_tokens)[:, None] >= options.split
@@ -228,7 +239,7 @@ class DD1(Method):
         stop: int,
     ) -> Int[Array, "b n"]:
         """The tokens, of which the teacher has drawn those in [first, stop) by its ordinary sampler."""
-        apart = jax.vmap(jax.random.fold_in, (0, None))(keys, self.num_tokens)  # the noise has the keys themselves
+        apart = _apart(keys, self.num_tokens)
         draw = functools.partial(lg.draw, options=self.options)
         teacher = {"model": variables["teacher"], "tokenizer": variables["tokenizer"]}
         given = ids[:, :first] if first else None
@@ -259,6 +270,16 @@ class DD1(Method):
                 f"sample.resample={options.resample} must end at the start of a later call, one of {starts[1:]} with "
                 f"sample.steps={options.steps}, and begin before it at the start of a token map"
             )
+
+
+def _chosen(logits: Float[Array, "b n v"], keys: Keys, temperature: float) -> Int[Array, "b n"]:
+    options = lg.Sampling(temperature=temperature or 1.0, greedy=temperature == 0)
+    return lg.draw(logits, keys, jnp.arange(logits.shape[1]), options)
+
+
+def _apart(keys: Keys, number: int) -> Keys:
+    """Keys for what is drawn beside the noise, which has the keys themselves, folded with numbers of tokens."""
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
 
 
 def _boundaries(spec: TokenSpec) -> list[int]:

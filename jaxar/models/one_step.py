@@ -5,7 +5,8 @@ values (noise, or the code of a token that is decided) in place of tokens or fea
 about that same position, and it has two heads, logits over the codes and a value.
 
 Reference: Liu et al., Distilled Decoding 1: One-step Sampling of Image Auto-regressive Models with Flow Matching, 2025.
-The published next-scale student adds the noise-or-token embedding again in every block; here it is added once.
+The published next-scale student adds the noise-or-token embedding again in every block; here it is added once. The
+logits have a term of the token's own value (`Closeness`) that is not published.
 """
 
 import math
@@ -23,6 +24,10 @@ from jaxar.partition import logical
 from jaxar.typing import Array, Bool, Float, Int
 
 _STDDEV = 0.02
+# Added to true log-probabilities of 256 codes of unit length, the sum is largest at the flow's code most often (78 %)
+# with 2.3, and tripled as a whole it is calibrated best. Training starts between.
+_CLOSENESS = 4.0
+_EPS = 1e-6
 
 
 class Predictions(NamedTuple):
@@ -46,12 +51,14 @@ class RasterStudent(causal.CausalTransformer):
         self.input_projection = _projection(self.sizes, self.channels)
         self.kind_embedding = _kinds(self.sizes)
         self.value_head = ValueHead(self.channels, self.sizes.dtype, self.sizes.param_dtype)
+        self.closeness = Closeness()
 
     def __call__(
         self,
         values: Float[Array, "b n e"],
         known: Bool[Array, "b n"],
         labels: Int[Array, "b"],
+        codes: Float[Array, "v e"],
         deterministic: bool = True,
     ) -> Predictions:
         """What the noise among `values` becomes.
@@ -59,6 +66,7 @@ class RasterStudent(causal.CausalTransformer):
         Args:
           values: codes where `known`, noise elsewhere.
           labels: num_classes is the null class.
+          codes: all that a token may become.
           deterministic: no dropout; otherwise the stream "dropout" is needed.
         """
         condition = self.class_embedding(labels)
@@ -67,7 +75,7 @@ class RasterStudent(causal.CausalTransformer):
         rotary = jax.tree.map(lambda table: table[: x.shape[1]], self.rotary())
         x, _ = self.stack(x, rotary=rotary, mask=MaskSpec.causal(x.shape[1]), deterministic=deterministic)
         x = self.norm(x[:, 1:])
-        return Predictions(self.head(x), self.value_head(x, condition))
+        return Predictions(self.head(x) + self.closeness(x, values, codes), self.value_head(x, condition))
 
 
 class NextScaleStudent(next_scale.NextScaleTransformer):
@@ -80,12 +88,14 @@ class NextScaleStudent(next_scale.NextScaleTransformer):
         super().setup()
         self.kind_embedding = _kinds(self.sizes)
         self.value_head = ValueHead(self.channels, self.sizes.dtype, self.sizes.param_dtype)
+        self.closeness = Closeness()
 
     def __call__(
         self,
         values: Float[Array, "b n e"],
         known: Bool[Array, "b n"],
         labels: Int[Array, "b"],
+        codes: Float[Array, "v e"],
         deterministic: bool = True,
     ) -> Predictions:
         """As `RasterStudent.__call__`."""
@@ -97,7 +107,29 @@ class NextScaleStudent(next_scale.NextScaleTransformer):
         mask = MaskSpec.earlier_blocks_and_self((1, *self.scale_lengths))
         x, _ = self.stack(x, mask=mask, modulation=condition.layers, deterministic=deterministic)
         x = x[:, 1:]
-        return Predictions(self._logits(x, condition), self.value_head(x, condition.start))
+        logits = self._logits(x, condition) + self.closeness(x, values, codes)
+        return Predictions(logits, self.value_head(x, condition.start))
+
+
+class Closeness(nn.Module):
+    """What the value of a token itself says for each code: its product with the code, weighted.
+
+    Between two codes the flow decides by which of them the noise lies closer to, shifted by their log-probabilities, so
+    that these logits leave to the layers what the other tokens say. Channels have learned weights; the more a token is
+    certain of the others, the sharper it can be.
+    """
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b n d"], values: Float[Array, "b n e"], codes: Float[Array, "v e"]
+    ) -> Float[Array, "b n v"]:
+        init = logical(nn.initializers.constant(_CLOSENESS), None)
+        weights = self.param("weights", init, values.shape[-1:], jnp.float32)
+        kernel_init, bias_init = logical(nn.initializers.zeros, "embed", None), logical(nn.initializers.zeros, None)
+        x = LayerNorm(affine=False, name="norm")(x)
+        sharpness = jnp.exp(nn.Dense(1, kernel_init=kernel_init, bias_init=bias_init, name="sharpness")(x))
+        spread = jnp.sqrt(jnp.mean(jnp.sum(jnp.square(codes - jnp.mean(codes, axis=0)), axis=-1)) + _EPS)
+        return sharpness * jnp.einsum("bne,ve->bnv", values * weights, codes / spread)
 
 
 class ValueHead(nn.Module):

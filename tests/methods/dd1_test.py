@@ -132,8 +132,12 @@ def test_a_student_sees_its_own_value_and_earlier_ones(kind, build):
     noise = method.noise(jax.random.split(jax.random.key(6), 1))
     known = jnp.zeros(noise.shape[:2], bool)
 
+    labels, codes = jnp.ones(1, jnp.int32), method.tokenizer.codes(parents(kind)["tokenizer"])
+
     def output(noise):
-        return sum(jnp.sum(head, -1) for head in method.network.apply(weights, noise, known, jnp.ones(1, jnp.int32)))[0]
+        return sum(
+            jnp.sum(jnp.square(head), -1) for head in method.network.apply(weights, noise, known, labels, codes)
+        )[0]
 
     seen = np.abs(jax.jit(jax.jacrev(output))(noise)[:, 0]).sum(-1) > 0  # [output, input]
     index = np.arange(method.num_tokens)
@@ -155,7 +159,7 @@ class Oracle:
 
     channels: int = 2
 
-    def apply(self, variables, values, known, labels):
+    def apply(self, variables, values, known, labels, codes):
         self.asked.append((np.asarray(values), np.asarray(known)))
         return Predictions(jax.nn.one_hot(self.ids, VOCAB), self.codes[self.ids] + 0.5)
 
@@ -209,7 +213,7 @@ def test_a_student_starts_with_what_it_shares_with_its_teacher(kind, build):
     teacher, fresh = parents(kind)["teacher"]["params"], noisy(method.init, 7)["model"]["params"]
     started = method.warm_start({"model": fresh}, parents(kind))["model"]
     assert jax.tree.structure(started) == jax.tree.structure(fresh)
-    new = {"kind_embedding", "value_head"} | ({"input_projection"} if kind == "raster" else set())
+    new = {"kind_embedding", "value_head", "closeness"} | ({"input_projection"} if kind == "raster" else set())
     for name in started:
         same = jax.tree.map(np.array_equal, started[name], (fresh if name in new else teacher)[name])
         assert all(jax.tree.leaves(same)), name
@@ -240,6 +244,7 @@ def test_mistakes_name_the_field(config, match):
     [
         ({"steps": 0}, "sample.steps=0 must be at least 1"),
         ({"steps": 4}, "sample.steps=4 must be at most 3"),
+        ({"temperature": -1.0}, "sample.temperature=-1.0 must be at least 0"),
         ({"steps": 2, "split": 0}, "sample.split=0 must lie in 1..3"),
         ({"split": 4}, "sample.split=4 must lie in 0..3"),
         ({"steps": 2, "resample": (0, 3)}, r"sample.resample=\(0, 3\) must end at .* one of \(1,\)"),
@@ -288,11 +293,11 @@ class Exact:
     channels: int = 1
     astray: bool = False  # in its first call, where nothing is known: all tokens 0
 
-    def apply(self, variables, values, known, labels):
+    def apply(self, variables, values, known, labels, codes):
         log_probs = jnp.log(jnp.array([[0.95, 0.05], [0.05, 0.95]]))
-        codes, ids = Line().codes(None), []
-        for i, law in enumerate((jnp.zeros((len(labels), 2)), None)):
-            law = log_probs[ids[0]] if law is None else law
+        ids = []
+        for i in range(2):
+            law = log_probs[ids[0]] if ids else jnp.zeros((len(labels), 2))
             flown = codebook.codes_of_noise(values[:, i], codes, law, 50)
             ids.append(jnp.where(known[:, i], (values[:, i, 0] > 0).astype(jnp.int32), flown))
         ids = jnp.stack(ids, axis=1)
@@ -319,6 +324,25 @@ def test_the_teacher_corrects_what_it_draws_anew():
     options = dd1.Sampling(2, resample=(0, 1))
     assert distance(sampled(method, options)) < 0.015
     assert method.network_calls(options) == 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Unsure:
+    """A student that gives every token the second code with probability 0.8."""
+
+    channels: int = 1
+
+    def apply(self, variables, values, known, labels, codes):
+        return Predictions(jnp.broadcast_to(jnp.log(jnp.array([0.2, 0.8])), (*known.shape, 2)), codes[None, :2])
+
+
+def test_a_temperature_draws_from_the_first_head():
+    method = dd1.DD1(Unsure(), dd1.Config(), Pair(), ar.Sampling(), Line())
+    assert (sampled(method, dd1.Sampling()) == 1).all()
+    for temperature, share in ((1.0, 0.8), (0.5, 0.64 / 0.68)):
+        ids = np.asarray(sampled(method, dd1.Sampling(temperature=temperature)))
+        both = [np.mean(ids[:, 0]), np.mean(ids[:, 1]), np.sqrt(np.mean(ids.prod(axis=1)))]
+        np.testing.assert_allclose(both, share, atol=0.015)
 
 
 @pytest.mark.slow

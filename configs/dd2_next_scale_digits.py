@@ -1,0 +1,16 @@
+"""One-step generator of 8x8 digits, distilled from the next-scale model: Distilled Decoding 2.
+
+    python -m jaxar.train --config=configs/dd2_next_scale_digits.py --workdir=out/dd2_next_scale_digits
+
+Needs its teacher, the run of configs/next_scale_digits.py in out/next_scale_digits.
+"""
+
+import dd2_digits
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    config = dd2_digits.get_config(arg)
+    config.teacher = {"from_": "out/next_scale_digits"}
+    config.method.teacher = {"guidance_scale": 1.5, "guidance_schedule": "linear", "temperature": 0.8}
+    return config
