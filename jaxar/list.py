@@ -2,12 +2,14 @@
 
 With --markdown, run in a checkout, it prints docs/methods.md: methods and tokenizers with their configurations, tests
 and sources. The file of a method or tokenizer is where these are said: in the first line of its docstring and in the
-paragraphs that begin with "Reference:" and "Golden:" (names in tests/golden).
+paragraphs that begin with "Reference:" and "Golden:" (names in tests/golden). Distances on digits are those that
+docs/leaderboard.json keeps of `python -m jaxar.leaderboard`.
 """
 
 import ast
 import dataclasses
 import importlib
+import json
 import pathlib
 from collections.abc import Iterable, Iterator
 
@@ -26,7 +28,11 @@ small random weights (`tests/golden`, each with source, commit and tolerance). "
 cases, since there are no such numbers. Besides the tests below, every method is tried through its configuration on
 digits by `tests/conformance`: sharded against one device, resumed against uninterrupted, repeatable samples. For
 methods that differ little from others a part of it runs in the slow suite (`bash launch/test.sh --slow`).
+
+"On digits": fd_digits of the samples as the configuration draws them, and the network calls that one takes; see
+[the leaderboard](leaderboard.md), of which these are lines.
 """
+LEADERBOARD = "docs/leaderboard.json"
 
 
 def described(package: str) -> dict[str, str]:
@@ -42,7 +48,11 @@ def configs(folder: pathlib.Path) -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A method or tokenizer of a checkout; files are given relative to it."""
+    """A method or tokenizer of a checkout; files are given relative to it.
+
+    Attributes:
+      measured: what the leaderboard says of its configurations, a line for each.
+    """
 
     name: str
     file: str
@@ -51,6 +61,7 @@ class Entry:
     golden: tuple[str, ...]
     configs: tuple[str, ...]
     tests: tuple[str, ...]
+    measured: tuple[str, ...]
 
     @property
     def status(self) -> str:
@@ -66,18 +77,38 @@ def catalogue(root: pathlib.Path) -> dict[str, list[Entry]]:
     if not all((root / folder).is_dir() for folder in ("jaxar", "configs", "tests")):
         raise ConfigError(f"--markdown: {root.absolute()} has no jaxar/, configs/ and tests/; run it in a checkout")
     loaded = {pathlib.Path(path): cli.load_config(path) for path in configs(root / "configs")}
+    rows = _rows(root / LEADERBOARD)
     return {
-        kind: [_entry(root, kind, section, name, loaded) for name in lookup.names(PACKAGES[kind])]
+        kind: [_entry(root, kind, section, name, loaded, rows) for name in lookup.names(PACKAGES[kind])]
         for kind, section in (("methods", "method"), ("tokenizers", "tokenizer"))
     }
 
 
-def _entry(root: pathlib.Path, kind: str, section: str, name: str, loaded: dict[str, dict]) -> Entry:
+def _rows(file: pathlib.Path) -> dict[str, str]:
+    """What the leaderboard measured, by the stem of the configuration."""
+    if not file.is_file():
+        return {}
+    report = json.loads(file.read_text())
+    suite = report["suite"]
+    return {
+        f"{row['method']}_{suite}": (
+            f"{row['method']}: {row['metrics'][f'fd_{suite}']['mean']:.2f}, {row['network_calls']} "
+            f"call{'s' * (row['network_calls'] > 1)}"
+        )
+        for row in report["rows"]
+        if "metrics" in row
+    }
+
+
+def _entry(
+    root: pathlib.Path, kind: str, section: str, name: str, loaded: dict[pathlib.Path, dict], rows: dict[str, str]
+) -> Entry:
     file = f"jaxar/{kind}/{name}.py"
     tree = ast.parse((root / file).read_text())
     paragraphs = [" ".join(text.split()) for text in (ast.get_docstring(tree) or "").split("\n\n")]
     said = {label: text.removeprefix(label) for text in paragraphs for label in _LABELS if text.startswith(label)}
     modules = dict.fromkeys((f"{kind}.{name}", *_parts(tree)))  # one may be imported from twice
+    own = [path for path, config in loaded.items() if _named(config, section) == name]
     mirrored = (f"tests/{module.replace('.', '/')}_test.py" for module in modules)
     return Entry(
         name=name,
@@ -85,8 +116,9 @@ def _entry(root: pathlib.Path, kind: str, section: str, name: str, loaded: dict[
         summary=paragraphs[0],
         reference=said.get("Reference:", "").strip(),
         golden=tuple(f"tests/golden/{fixture}.json" for fixture in said.get("Golden:", "").replace(",", " ").split()),
-        configs=tuple(f"configs/{path.name}" for path, config in loaded.items() if _named(config, section) == name),
+        configs=tuple(f"configs/{path.name}" for path in own),
         tests=tuple(test for test in mirrored if (root / test).is_file()),
+        measured=tuple(rows[path.stem] for path in own if path.stem in rows and kind == "methods"),
     )
 
 
@@ -107,17 +139,23 @@ def markdown(found: dict[str, list[Entry]]) -> str:
     """The contents of docs/methods.md."""
     lines = [_HEAD]
     for kind, entries in found.items():
-        lines += [f"## {kind.capitalize()}", "", "| Name | Status | Configurations | Proof | Source |"]
-        lines += ["| --- | --- | --- | --- | --- |"]
-        for entry in entries:
-            cells = (
+        table = [["Name", "Status", "Configurations", "On digits", "Proof", "Source"]]
+        table += [
+            [
                 f"[{entry.name}](../{entry.file})<br>{entry.summary}",
                 entry.status,
                 _links(entry.configs),
+                "<br>".join(entry.measured),
                 _links((*entry.tests, *entry.golden)),
                 entry.reference,
-            )
-            lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
+            ]
+            for entry in entries
+        ]
+        if not any(entry.measured for entry in entries):
+            table = [[cell for cell, name in zip(row, table[0], strict=True) if name != "On digits"] for row in table]
+        head, *body = (" | ".join(cell.replace("|", r"\|") for cell in row) for row in table)
+        lines += [f"## {kind.capitalize()}", ""]
+        lines += [f"| {row} |" for row in (head, " | ".join(["---"] * len(table[0])), *body)]
         lines.append("")
     return "\n".join(lines).rstrip()
 

@@ -75,6 +75,26 @@ def test_a_method_that_is_added_changes_the_page(tmp_path, monkeypatch):
     assert "| Nobody, Nothing, 2024, Eq. 1. |" in page and "A method of its own" not in PAGE.read_text()
 
 
+def test_the_page_tells_what_the_leaderboard_measured(tmp_path):
+    spread = {"fd_digits": {"mean": 3.456}}
+    rows = [
+        {"method": "mar", "metrics": spread, "network_calls": 16},
+        {"method": "mar_flow", "metrics": spread, "network_calls": 1},
+        {"method": "maskgit", "error": "no"},
+    ]
+    for folder in ("jaxar", "configs", "tests"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / listing.LEADERBOARD).write_text(json.dumps({"suite": "digits", "rows": rows}))
+    page = listing.markdown(listing.catalogue(tmp_path))
+    measured = {line.split("<br>")[0]: line.split(" | ")[3] for line in page.splitlines() if line.startswith("| [ma")}
+    assert measured["| [mar](../jaxar/methods/mar.py)"] == "mar: 3.46, 16 calls<br>mar_flow: 3.46, 1 call"
+    assert measured["| [maskgit](../jaxar/methods/maskgit.py)"] == ""
+    assert page.count("On digits") == 2  # the head of the page, and of the methods' table
+    (tmp_path / listing.LEADERBOARD).unlink()
+    assert listing.markdown(listing.catalogue(tmp_path)).count("On digits") == 1
+
+
 def test_elsewhere_the_page_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="run it in a checkout"):
