@@ -12,7 +12,7 @@ def get_config(arg: str = "") -> ConfigDict:
     check_argument(arg, "smoke")
     config = flow_digits.get_config(arg)
     config.method = {"name": "diffusion"}
-    config.sample = {"solver": "ancestral", "respacing": "100", "guidance_scale": 1.5, "clip": True}
+    config.sample = {"solver": "dpm_solver", "respacing": "20", "guidance_scale": 1.5, "clip": True}
     if arg == "smoke":
         config.sample.respacing = "5"
     return config
