@@ -12,8 +12,10 @@ from ml_collections import ConfigDict
 
 def get_config(arg: str = "") -> ConfigDict:
     config = vsd_digits.get_config(arg)
-    config.method = {"name": "disback", "guidance_scale": 1.5, "records": 4, "record_every": 100, "return_every": 300}
+    config.method.update({"name": "disback", "records": 4, "record_every": 100, "return_every": 150})
     if arg == "smoke":
         config.method.update({"records": 2, "record_every": 1, "return_every": 1})
         config.train.num_steps = 4
+    else:
+        config.train.num_steps = 1300
     return config

@@ -2,8 +2,8 @@
 
     python -m jaxar.train --config=configs/dmd2_digits.py --workdir=out/dmd2_digits
 
-Needs its teacher, the run of configs/flow_digits.py in out/flow_digits. A step in five
-trains the generator.
+Needs its teacher, the run of configs/flow_digits.py in out/flow_digits. Every other
+step trains the generator.
 """
 
 import vsd_digits
@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 def get_config(arg: str = "") -> ConfigDict:
     config = vsd_digits.get_config(arg)
-    config.method = {"name": "dmd2", "guidance_scale": 1.5, "discriminator_width": 64}
+    config.method.update({"name": "dmd2", "generator_every": 2, "discriminator_width": 64})
     if arg != "smoke":
-        config.train.num_steps = 5000
+        config.train.num_steps = 1500
     return config

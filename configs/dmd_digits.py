@@ -12,5 +12,5 @@ from ml_collections import ConfigDict
 
 def get_config(arg: str = "") -> ConfigDict:
     config = vsd_digits.get_config(arg)
-    config.method = {"name": "dmd", "guidance_scale": 1.5}
+    config.method.update({"name": "dmd", "calls": (1.0,)})
     return config

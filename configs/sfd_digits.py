@@ -11,5 +11,5 @@ from ml_collections import ConfigDict
 
 def get_config(arg: str = "") -> ConfigDict:
     config = vsd_digits.get_config(arg)
-    config.method = {"name": "sfd", "guidance_scale": 1.5, "forget": 0, "override": 1}
+    config.method.update({"name": "sfd", "forget": 0, "override": 1})
     return config

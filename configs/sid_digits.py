@@ -11,5 +11,5 @@ from ml_collections import ConfigDict
 
 def get_config(arg: str = "") -> ConfigDict:
     config = vsd_digits.get_config(arg)
-    config.method = {"name": "sid", "guidance_scale": 1.5}
+    config.method.name = "sid"
     return config
