@@ -16,7 +16,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.method = {"name": "vsd", "guidance_scale": 1.5, "calls": (0.7,)}
     config.optim = {
         "learning_rate": 2e-4,
-        "schedule": {"name": "constant", "warmup_steps": 100},
+        "schedule": {"name": "cosine", "warmup_steps": 100},
         "b1": 0.0,
         "b2": 0.99,
         "weight_decay": 0.0,
