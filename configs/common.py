@@ -46,8 +46,8 @@ def digits_student(arg: str, *known: str, taught: bool = True) -> ConfigDict:
         "weight_decay": 0.0,
         "ema": (0.995,),
     }
-    config.train = {"num_steps": 2000, "batch_size": 64, "checkpoint_every": 500}
-    config.eval = {"every": 500, "sample_every": 2000, "reference": "digits", "ema": "0.995"}
+    config.train = {"num_steps": 1000, "batch_size": 32, "checkpoint_every": 500}
+    config.eval = {"every": 500, "sample_every": 500, "reference": "digits", "ema": "0.995"}
     if arg == "smoke":
         if not taught:
             config.model.update({"num_layers": 2, "width": 32, "num_heads": 2})

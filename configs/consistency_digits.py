@@ -17,12 +17,12 @@ def get_config(arg: str = "") -> ConfigDict:
     if arg not in ("ict", "ect"):
         config.method.teacher = {"guidance_scale": 1.5}
     if arg == "ict":
-        levels = {"name": "doubling", "first": 4, "last": 64, "num_steps": 6000}
+        levels = {"name": "doubling", "first": 4, "last": 64, "num_steps": 3000}
         config.method.levels = levels
         config.method.update({"target_decay": None, "huber": 0.03, "weight": "gap"})
-        config.train.num_steps = 6000
+        config.train.num_steps = 3000
     if arg == "ect":
-        levels = {"name": "continuous", "double_every": 500}
+        levels = {"name": "continuous", "double_every": 250}
         config.method.levels = levels
         config.method.update({"target_decay": None, "huber": 0.03, "weight": "gap"})
         config.init_from = {"from_": "out/flow_digits"}

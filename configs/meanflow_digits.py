@@ -17,8 +17,7 @@ def get_config(arg: str = "") -> ConfigDict:
         # Guidance of scale omega / (1 - kappa) = 1.5.
         config.method = {"name": "meanflow", "omega": 0.75, "kappa": 0.5}
         config.optim.learning_rate = 2e-3
-        config.train.num_steps = 4000
-        config.eval.sample_every = 4000
+        config.train.num_steps = 3000
     if arg == "smoke":
         config.train.num_steps = 2
         config.eval = {}

@@ -14,10 +14,12 @@ def get_config(arg: str = "") -> ConfigDict:
     config.method = {
         "name": "progressive",
         "first": 8,
-        "stage_steps": 400,
-        "guidance_steps": 400,
+        "stage_steps": 250,
+        "guidance_steps": 200,
         "guidance": {"low": 1.0, "high": 3.0},
     }
     config.optim.schedule = {"name": "constant", "warmup_steps": 100}
+    if arg != "smoke":
+        config.train.num_steps = 1200
     config.sample = {"guidance_scale": 1.5}
     return config

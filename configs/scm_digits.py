@@ -12,4 +12,6 @@ from ml_collections import ConfigDict
 def get_config(arg: str = "") -> ConfigDict:
     config = digits_student(arg, taught=False)
     config.method = {"name": "scm", "warmup_steps": 500}
+    if arg != "smoke":
+        config.train.num_steps = 3000
     return config

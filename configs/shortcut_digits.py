@@ -13,6 +13,5 @@ def get_config(arg: str = "") -> ConfigDict:
     config.method.target_decay = 0.99
     config.optim.learning_rate = 2e-3
     if arg != "smoke":
-        config.train.num_steps = 4000
-        config.eval.sample_every = 4000
+        config.train.num_steps = 3000
     return config

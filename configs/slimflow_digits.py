@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 def get_config(arg: str = "") -> ConfigDict:
     config = digits_student(arg)
     config.model = {"num_layers": 2, "width": 64, "num_heads": 4, "patch_size": 2}
-    config.method = {"name": "slimflow", "solver_steps": 8, "anneal_steps": 1000, "teacher": {"guidance_scale": 1.5}}
+    config.method = {"name": "slimflow", "solver_steps": 8, "anneal_steps": 500, "teacher": {"guidance_scale": 1.5}}
     if arg == "smoke":
         config.model.update({"width": 32, "num_heads": 2})
         config.method.solver_steps = 2

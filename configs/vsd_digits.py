@@ -23,7 +23,4 @@ def get_config(arg: str = "") -> ConfigDict:
         "ema": (0.995,),
         "players": {"score": {"learning_rate": 5e-4}},
     }
-    if arg != "smoke":
-        config.train.update({"num_steps": 1000, "batch_size": 32})
-        config.eval.sample_every = 500
     return config
