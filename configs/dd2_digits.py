@@ -18,7 +18,7 @@ def get_config(arg: str = "") -> ConfigDict:
     # The law to learn: the teacher's own sampling options.
     config.method = {
         "name": "dd2",
-        "init_steps": 500,
+        "init_steps": 300,
         "generator_every": 2,
         "draws": 2,
         "teacher": {"guidance_scale": 1.5, "temperature": 0.9},
@@ -26,10 +26,12 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optim = {
         "learning_rate": 1e-3,
         "schedule": {"name": "cosine", "warmup_steps": 100},
+        "b1": 0.0,  # momentum makes generator and score swing
+        "b2": 0.99,
         "weight_decay": 0.0,
         "ema": (0.995,),
     }
-    config.train = {"num_steps": 4000, "batch_size": 64, "checkpoint_every": 1000}
+    config.train = {"num_steps": 3000, "batch_size": 32, "checkpoint_every": 1000}
     config.eval = {"every": 500, "sample_every": 500, "reference": "digits", "ema": "0.995"}
     if arg == "smoke":
         config.model.head = {"num_layers": 1, "width": 32}
