@@ -28,7 +28,8 @@ from jaxar.metrics import reference
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CHAINS = {"ar": "vq", "next_scale": "multiscale_vq"}  # model: its tokenizer
 TEACHER, STUDENT = "ar", "dd1"
-PAIRS = {"": 16384, "smoke": 64}  # of noise and the teacher's tokens, by argument
+STUDENT_STEPS = 600  # enough to show; its configuration has more
+PAIRS = {"": 8192, "smoke": 64}  # of noise and the teacher's tokens, by argument
 COLUMNS = 20  # images per row of the grid, two of each class
 
 
@@ -77,7 +78,8 @@ def distil(out: pathlib.Path, arg: str) -> dict[str, Any]:
     store, parent = out / f"{STUDENT}_pairs", f"--config.teacher.from_={out / TEACHER}"
     labels = f"--config.data.cache={out / CHAINS[TEACHER]}_tokens"
     run_command("pairs", config_option(STUDENT, arg), f"--out={store}", f"--num={PAIRS[arg]}", parent, labels)
-    train(out, STUDENT, arg, parent, f"--config.data.cache={store}")
+    shorter = [] if arg else [f"--config.train.num_steps={STUDENT_STEPS}"]
+    train(out, STUDENT, arg, parent, f"--config.data.cache={store}", *shorter)
     return sample_and_evaluate(out, STUDENT)
 
 

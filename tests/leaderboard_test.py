@@ -14,6 +14,7 @@ from jaxar import cli, contest, leaderboard, suites, workdir
 from jaxar.config import ConfigError
 from jaxar.methods import ar, dd1, flow_matching, maskgit
 
+DOCS = pathlib.Path(__file__).parents[1] / "docs"
 pytestmark = pytest.mark.xdist_group("runs")
 BUDGET = contest.Budget(max_parameters=100, max_steps=10, max_seconds=5.0)
 
@@ -151,6 +152,11 @@ def test_few_step_methods_are_measured_at_one_two_and_four_calls(monkeypatch):
     assert contest.few_calls(student, measuring, None) == {"1": {"steps": 1}, "2": {"steps": 2}}
     for options in (flow_matching.Sampling(), ar.Sampling()):  # many steps; none that could be chosen
         assert contest.few_calls(types.SimpleNamespace(options=options), measuring, None) == {}
+
+
+def test_the_page_shows_the_table_that_is_kept():
+    report = json.loads((DOCS / "leaderboard.json").read_text())
+    assert f"<!-- table -->\n{leaderboard.markdown(report)}<!-- /table -->" in (DOCS / "leaderboard.md").read_text()
 
 
 def test_parameters_are_those_of_the_network_that_samples():
