@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -19,6 +20,7 @@ from jaxar.config import ConfigError
 from jaxar.diffusion import paths, solvers
 from jaxar.methods import _canvas as canvases
 from jaxar.methods import _conditions as conditions
+from jaxar.methods._shared_weights import common
 from jaxar.methods.base import Batch, Cond, LossAux, LossSpec, Method, PlayerSpec, Task, mean_of_valid
 from jaxar.models import dit, maps
 from jaxar.tokenizers.base import Tokens
@@ -42,6 +44,11 @@ class Denoiser(Method):
     @abc.abstractmethod
     def path(self) -> paths.Path:
         """The noise path."""
+
+    @property
+    def teaches(self) -> bool:
+        """Whether `denoise` is the expectation of data at all times, as teachers must have it."""
+        return True
 
     @property
     @abc.abstractmethod
@@ -227,16 +234,32 @@ def noise_of(denoiser: Denoiser, keys: Keys, number: int = 0) -> Float[Array, "b
     return canvases.normal(keys, denoiser.canvas.shape, number)
 
 
+def starts_as(student: Denoiser, teacher: Denoiser) -> bool:
+    """Whether the student has all of its teacher's parameters, of which there must be some."""
+    own, fresh = (
+        nn.meta.unbox(jax.eval_shape(denoiser.init, jax.random.key(0)))["model"]["params"]
+        for denoiser in (teacher, student)
+    )
+    return bool(own) and common(own, fresh).keys() == own.keys()
+
+
 def of_teacher(task: Task, method: str) -> Denoiser:
     """The task's teacher.
 
     Raises:
-      ConfigError: no teacher, or one that does not denoise.
+      ConfigError: no teacher, one that does not denoise at all times, or one of other maps or classes than the task.
     """
-    if not isinstance(task.teacher, Denoiser):
-        given = "none" if task.teacher is None else type(task.teacher).__name__
+    teacher = task.teacher
+    if not isinstance(teacher, Denoiser) or not teacher.teaches:
+        given = "none" if teacher is None else type(teacher).__name__
         raise ConfigError(
             f"method.name={method!r} needs a diffusion teacher (flow_matching, diffusion, edm), there is {given}; name "
             "its workdir in teacher.from_, or one in closed form in teacher.method"
         )
-    return task.teacher
+    canvas = canvases.canvas(task, method)
+    if (teacher.canvas, teacher.num_classes) != (canvas, task.num_classes):
+        raise ConfigError(
+            f"method.name={method!r}: the teacher draws {teacher.num_classes} classes of {teacher.canvas.shape} maps, "
+            f"the task has {task.num_classes} of {canvas.shape}; name another workdir in teacher.from_, or other data"
+        )
+    return teacher

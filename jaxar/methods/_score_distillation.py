@@ -27,6 +27,7 @@ from jaxar.diffusion import paths
 from jaxar.methods import _canvas as canvases
 from jaxar.methods import _conditions as conditions
 from jaxar.methods import _denoiser as denoisers
+from jaxar.methods._shared_weights import taken_over
 from jaxar.methods.base import Batch, Cond, LossAux, LossSpec, Method, PlayerSpec, Task
 from jaxar.tokenizers.base import Tokens
 from jaxar.typing import Array, Bool, Float, Int, Key, Keys, Metrics, Params, Variables
@@ -129,9 +130,8 @@ class ScoreDistillation(Method):
         return {name: self.student.init(k)["model"] for name, k in zip(("generator", "score"), keys, strict=True)}
 
     def warm_start(self, params: dict[str, Params], frozen: dict[str, Variables]) -> dict[str, Params]:
-        if self.student is not self.teacher:
-            return params
-        return params | dict.fromkeys(("generator", "score"), frozen["teacher"]["params"])
+        own = frozen["teacher"]["params"]
+        return params | {name: taken_over(params[name], own) for name in ("generator", "score")}
 
     def losses(self) -> tuple[LossSpec, ...]:
         return (
@@ -229,17 +229,18 @@ class ScoreDistillation(Method):
         return {"gap": jnp.mean((fake - real) ** 2, axis=_AXES), "denoising": errors}
 
     def sample(self, variables: dict[str, Variables], cond: Cond, keys: Keys, options: Sampling) -> Tokens:
-        if options.steps > len(self.config.calls):
-            raise ConfigError(
-                f"sample.steps={options.steps} must be at most {len(self.config.calls)}, as many calls as the "
-                f"generator was trained with: method.calls={self.config.calls}"
-            )
+        self.network_calls(options)
         starts = jnp.stack([denoisers.noise_of(self.student, keys, i) for i in range(options.steps)])
         last = jnp.full(len(keys), options.steps - 1)
         given, t = self.given(variables["generator"], cond, starts, last)
         return self.student.canvas.tokens(self.student.denoise(variables["generator"], given, t, cond["label"]))
 
     def network_calls(self, options: Sampling) -> int:
+        if options.steps > len(self.config.calls):
+            raise ConfigError(
+                f"sample.steps={options.steps} must be at most {len(self.config.calls)}, as many calls as the "
+                f"generator was trained with: method.calls={self.config.calls}"
+            )
         return options.steps
 
     @classmethod

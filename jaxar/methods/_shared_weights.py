@@ -13,3 +13,8 @@ def common(source: dict[str, Any], target: dict[str, Any]) -> dict[str, Any]:
         return jax.tree.map(jnp.shape, tree)
 
     return {name: part for name, part in source.items() if name in target and shapes(part) == shapes(target[name])}
+
+
+def taken_over(fresh: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Fresh parameters, replaced by a teacher's `own` if the network has all of them, in these shapes."""
+    return {**fresh, **own} if common(own, fresh).keys() == own.keys() else fresh

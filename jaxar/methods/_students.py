@@ -18,10 +18,11 @@ from jaxar.diffusion import paths, trajectories
 from jaxar.methods import _canvas as canvases
 from jaxar.methods import _conditions as conditions
 from jaxar.methods import _denoiser as denoisers
+from jaxar.methods._shared_weights import taken_over
 from jaxar.methods.base import Batch, Cond, LossAux, LossSpec, PlayerSpec, Stage, mean_of_valid
 from jaxar.models import dit
 from jaxar.tokenizers.base import Tokens
-from jaxar.typing import Array, Float, Int, Key, Keys, Metrics, Params, Variables
+from jaxar.typing import Array, Float, Int, Key, Keys, Metrics, Params, Shaped, Variables
 
 TARGET = "target"  # the collection with the slower weights of a student that learns from itself
 LATEST = jnp.iinfo(jnp.int32).max  # the step at which validation takes schedules to be
@@ -74,6 +75,19 @@ class Student(denoisers.Denoiser):
         return self.network.num_classes
 
     @property
+    def teaches(self) -> bool:
+        return False
+
+    def time_at(self, share: Any) -> Any:
+        return self.network.time_at(share)
+
+    def error_weight(self, t: Float[Array, "b"]) -> Float[Array, "b"]:
+        return self.network.error_weight(t)
+
+    def features(self, model: Variables, x: Array, t: Array, labels: Array) -> Float[Array, "b n d"]:
+        return self.network.features(model, x, t, labels)
+
+    @property
     def slowness(self) -> float | None:
         """Decay of the average in `TARGET`, 1 for one that only stages change; None without."""
         return None
@@ -99,7 +113,7 @@ class Student(denoisers.Denoiser):
         """A student with all arrays of its teacher starts with them."""
         if self.teacher is None:
             return params
-        return {"model": _taken_over(params["model"], frozen["teacher"]["params"])}
+        return {"model": taken_over(params["model"], frozen["teacher"]["params"])}
 
     def stages(self) -> tuple[Stage, ...]:
         return (Stage("train", enter=None if self.slowness is None else begin_target),)
@@ -152,7 +166,7 @@ class Student(denoisers.Denoiser):
 
     def visited(self, options: Any) -> Float[np.ndarray, "m"]:
         """Falling times between which sampling steps."""
-        return np.linspace(*self.times[::-1], options.num_steps + 1)
+        return np.asarray(self.time_at(np.linspace(1, 0, options.num_steps + 1)))
 
     def sample(self, variables: dict[str, Variables], cond: Cond, keys: Keys, options: Any) -> Tokens:
         def step(x: Array, t: Array, s: Array) -> Array:
@@ -197,13 +211,6 @@ def _copy(params: Params) -> Params:
     return jax.tree.map(jnp.copy, params)  # an alias would be donated twice
 
 
-def _taken_over(fresh: Params, own: Params) -> Params:
-    """Fresh parameters, replaced by a teacher's if the network has all of them, in these shapes."""
-    shared = {name: fresh[name] for name in own if name in fresh}
-    same = jax.tree.map(jnp.shape, shared) == jax.tree.map(jnp.shape, dict(own))
-    return {**fresh, **own} if same else fresh
-
-
 @dataclasses.dataclass(frozen=True)
 class Scales:
     """Guidance scales of the teacher, uniform from `low` to `high`; a student of several is told which."""
@@ -226,12 +233,37 @@ class Scales:
         """The scalars of the student."""
         return (scale,) if self.num_told else ()
 
+    def check(self, scale: float) -> None:
+        """Refuses to tell a student what training never told it."""
+        if self.num_told and not self.low <= scale <= self.high:
+            raise ConfigError(
+                f"sample.guidance_scale={scale} must lie in {self.low}..{self.high}, the scales of method.guidance"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class GuidedSampling(Sampling):
     """The `sample` section. `guidance_scale`: what a student of several scales is told; others ignore it."""
 
     guidance_scale: float = 1.0
+
+
+class ToldStudent(Student):
+    """A student that may be told the guidance scale; its `config` has `guidance`. Not told, it takes the least."""
+
+    def denoise(self, model: Variables, x: Array, t: Array, labels: Array, *scalars: Array) -> Array:
+        return self.network.denoise(model, x, t, labels, *(scalars or self.told(t, self.config.guidance.low)))
+
+    def velocity(self, model: Variables, x: Array, t: Array, labels: Array, *scalars: Array) -> Array:
+        return self.network.velocity(model, x, t, labels, *(scalars or self.told(t, self.config.guidance.low)))
+
+    def told(self, like: Shaped[Array, "b"], scale: float) -> tuple[Float[Array, "b"], ...]:
+        """The scalars of one scale for all samples."""
+        return self.config.guidance.told(jnp.full(len(like), scale))
+
+    def network_calls(self, options: GuidedSampling) -> int:
+        self.config.guidance.check(options.guidance_scale)
+        return super().network_calls(options)
 
 
 def guided_by(
@@ -255,6 +287,12 @@ def check_decay(decay: float | None) -> None:
         raise ConfigError(f"method.target_decay={decay} must lie in [0, 1); None takes the weights of the step itself")
 
 
+def check_huber(scale: float | None) -> None:
+    """Refuses scales of a pseudo-Huber distance without derivative."""
+    if scale is not None and scale <= 0:
+        raise ConfigError(f"method.huber={scale} must be positive; None takes the mean square")
+
+
 def check_trajectory(rho: float, least_time: float) -> None:
     """Refuses levels that cannot be computed."""
     if rho <= 0:
@@ -264,7 +302,13 @@ def check_trajectory(rho: float, least_time: float) -> None:
 
 
 def bounds(denoiser: denoisers.Denoiser, least: float) -> tuple[float, float]:
-    """The times of trajectories that end at `least`, or before if the network knows nothing of it."""
+    """The times of trajectories that end at `least`, or before if the network knows nothing of it.
+
+    Raises:
+      ConfigError: they would end where they begin.
+    """
+    if least >= denoiser.times[1]:
+        raise ConfigError(f"method.least_time={least} must be below the teacher's greatest time, {denoiser.times[1]}")
     return max(least, denoiser.times[0]), denoiser.times[1]
 
 

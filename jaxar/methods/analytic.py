@@ -10,7 +10,7 @@ with a variance about each of them the posterior stays a mixture.
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -79,6 +79,12 @@ class Analytic(denoisers.Denoiser):
     @property
     def times(self) -> tuple[float, float]:
         return (self.config.sigma_min, self.config.sigma_max) if self.config.path == "ve" else (0.0, 1.0)
+
+    def time_at(self, share: Any) -> Any:
+        return self.student().time_at(share)
+
+    def error_weight(self, t: Float[Array, "b"]) -> Float[Array, "b"]:
+        return self.student().error_weight(t)
 
     @property
     def num_classes(self) -> int:

@@ -26,9 +26,9 @@ Cond = dict[str, Array]  # "label": Int[b], and for text-conditional models "tex
 
 
 def mean_of_valid(values: Float[Array, "b"], batch: Batch) -> Float[Array, ""]:
-    """Mean over the samples whose "valid" entry is not False."""
-    valid = batch.get("valid", jnp.ones(values.shape)).astype(values.dtype)
-    return jnp.sum(values * valid) / jnp.maximum(jnp.sum(valid), 1)
+    """Mean over the samples whose "valid" entry is not False, whatever the others are."""
+    valid = batch.get("valid", jnp.ones(values.shape)).astype(bool)
+    return jnp.sum(jnp.where(valid, values, 0)) / jnp.maximum(jnp.sum(valid), 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +72,15 @@ class Task:
                 f"scales {self.tokens.scales}; name another tokenizer in tokenizer.from_"
             )
         return self.tokens
+
+    def with_codes(self, method: str) -> Tokenizer:
+        """The tokenizer, checked for a method that reads its codes."""
+        if self.tokenizer is None:
+            raise ConfigError(
+                f"method.name={method!r} needs the codes of a tokenizer, and the run of teacher.from_ has none; name "
+                "one in tokenizer.from_"
+            )
+        return self.tokenizer
 
     def continuous_tokens(self, method: str) -> TokenSpec:
         """The token spec, checked for a method over continuous raster tokens."""

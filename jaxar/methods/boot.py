@@ -10,7 +10,7 @@ direction; at the noisiest time y is D itself. One call at the least time is a s
     loss = |y(eps, s) - stop(y_t + (1 - k)(D(x_t, t) - y_t))|^2 / gap^2 + boundary_weight |y(eps, 1) - D(eps, 1)|^2
 
 Reference: Gu et al., BOOT: Data-free Distillation of Denoising Diffusion Models with Bootstrapping, 2023. Difference:
-the student is its teacher at the noisiest time, told t beside it, so that it starts where the boundary wants it.
+the student is its teacher at the noisiest time, told t beside it: it starts close to where the boundary wants it.
 """
 
 import dataclasses
@@ -73,22 +73,25 @@ class Boot(students.Student):
         noise_key, time_key = jax.random.split(key)
         noise, labels, model = students.drawn(x, noise_key), cond["label"], variables["model"]
         denoise = self.taught(variables, cond)
-        least, greatest = self.bounds
-        gap = self.config.gap * (greatest - least)
-        t = jax.random.uniform(time_key, (len(x),), minval=least + gap, maxval=greatest)
+        share = jax.random.uniform(time_key, (len(x),), minval=self.config.gap)
+        t, s = self.time(share), self.time(share - self.config.gap)
         residual = students.squared(
-            self.signal(model, noise, t - gap, labels), self.target(model, denoise, noise, t, gap, labels)
+            self.signal(model, noise, s, labels), self.target(model, denoise, noise, t, s, labels)
         )
-        last = jnp.full_like(t, greatest)
+        last = jnp.full_like(t, self.bounds[1])
         first = jax.lax.stop_gradient(denoise(self._at(noise, last), last))
         boundary = students.squared(self.signal(model, noise, last, labels), first)
         return residual / self.config.gap**2 + self.config.boundary_weight * boundary
 
+    def time(self, share: Float[Array, "b"]) -> Float[Array, "b"]:
+        """Times at shares in [0, 1] of the way from the least."""
+        return jnp.maximum(self.time_at(share), self.bounds[0])
+
     def target(
-        self, model: Variables, denoise: denoisers.Denoise, noise: Array, t: Array, gap: float, labels: Array
+        self, model: Variables, denoise: denoisers.Denoise, noise: Array, t: Array, s: Array, labels: Array
     ) -> Float[Array, "b h w c"]:
-        """y at times t - gap, from the student's y at times t by one step of the teacher, without gradient."""
-        point, after = self.path(t).like(noise), self.path(t - gap).like(noise)
+        """y at times s, from the student's y at times t by one step of the teacher, without gradient."""
+        point, after = self.path(t).like(noise), self.path(s).like(noise)
         y = self.signal(model, noise, t, labels)
         denoised = denoise(point.alpha * y + point.sigma * noise, t)
         kept = point.alpha * after.sigma / (after.alpha * point.sigma)

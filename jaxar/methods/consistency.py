@@ -74,6 +74,8 @@ class Doubling:
     def __post_init__(self):
         if not 1 <= self.first <= self.last:
             raise ConfigError(f"method.levels.first={self.first} must lie in 1..last={self.last}")
+        if self.std <= 0:
+            raise ConfigError(f"method.levels.std={self.std} must be positive")
         if self.num_steps < 1:
             raise ConfigError(f"method.levels.num_steps={self.num_steps} must be at least 1")
 
@@ -93,7 +95,8 @@ class Doubling:
 class Continuous:
     """Any levels, log-normal; after each `double_every` steps of training the neighbour halves its distance.
 
-    At first it is the least level of all: the network learns to denoise.
+    At first it is the least level of all where sigma / alpha is below 2, and half the level where there is more noise:
+    the network learns to denoise.
     """
 
     double_every: int
@@ -145,6 +148,7 @@ class Config:
     def __post_init__(self):
         students.check_decay(self.target_decay)
         students.check_trajectory(self.rho, self.least_time)
+        students.check_huber(self.huber)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -315,4 +315,4 @@ def build(config: Config, model: Model, task: Task) -> DD1:
     allowed = _boundaries(spec)
     if wrong := [start for start in config.starts if start not in allowed]:
         raise ConfigError(f"method.starts={config.starts}: {wrong[0]} is not the start of a token map; use {allowed}")
-    return DD1(network, config, teacher, options, task.tokenizer)
+    return DD1(network, config, teacher, options, task.with_codes("dd1"))

@@ -16,7 +16,8 @@ Codes are divided by their root mean square: noise and tokens are of one size, w
 
 Reference: Liu et al., Distilled Decoding 2: One-step Sampling of Image Auto-regressive Models with Conditional Score
 Distillation, 2025. Difference: what precedes a token enters teacher and score as the nearest codes, so that the teacher
-is asked for what it knows; the law that is matched is that of these codes.
+is asked for what it knows; the law that is matched is that of these codes. The first stage may read tokens of data,
+published are those of the teacher.
 """
 
 import dataclasses
@@ -198,7 +199,8 @@ class DD2(Method):
         """Figures [b] of new samples with the labels of the batch.
 
         `teacher_bits`: per token, of the sample under the teacher's laws; `entropy_bits`, of those laws themselves: the
-        same for samples of the teacher. `code_error`: mean squared distance to the nearest codes. `gap`: mean square of
+        same for samples of the teacher; `impossible`: share of tokens that these laws exclude, and which `teacher_bits`
+        leaves out. `code_error`: mean squared distance to the nearest codes. `gap`: mean square of
         D_T - D_S.
         """
         values, draws = self._make(variables, batch["label"], key)
@@ -206,9 +208,11 @@ class DD2(Method):
         x = token_scores.noised(values, draws)
         log_probs = jax.nn.log_softmax(laws)
         surprise = -jnp.take_along_axis(log_probs, ids[..., None], axis=-1)[..., 0]
+        possible = surprise < jnp.inf  # filters of the teacher may leave no probability
         entropy = -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1, where=log_probs > -jnp.inf)
         return {
-            "teacher_bits": surprise.mean(axis=1) / np.log(2),
+            "teacher_bits": jnp.mean(surprise, axis=1, where=possible) / np.log(2),
+            "impossible": 1 - possible.mean(axis=1),
             "entropy_bits": entropy.mean(axis=1) / np.log(2),
             "code_error": jnp.mean(jnp.square(values - self.codes(variables)[ids]), axis=(1, 2)),
             "gap": jnp.mean(jnp.square(teacher(x, draws.t) - score(x, draws.t)), axis=(0, 2, 3)),
@@ -315,4 +319,4 @@ def build(config: Config, model: Model, task: Task) -> DD2:
             "method.name='dd2' needs a class-conditional teacher of the methods ar or next_scale; name its workdir in "
             "teacher.from_"
         )
-    return DD2(network, config, teacher, options, task.tokenizer)
+    return DD2(network, config, teacher, options, task.with_codes("dd2"))

@@ -17,6 +17,7 @@ import dataclasses
 from typing import Any
 
 from jaxar.config import ConfigError
+from jaxar.methods import _denoiser as denoisers
 from jaxar.methods import _score_distillation as distillation
 from jaxar.methods.base import Stage, Task
 from jaxar.typing import Key, Variables
@@ -32,7 +33,8 @@ class Config(distillation.Config):
     Attributes:
       records: how many weights are recorded, the teacher's being the first.
       record_every: steps of the score between them.
-      return_every: steps of the student towards each; towards the teacher as many as are left.
+      return_every: steps of training towards each, in which the student takes a share of `generator_every`; towards the
+        teacher as many as are left.
     """
 
     records: int = 4
@@ -107,6 +109,6 @@ def build(config: Config, model: Model, task: Task) -> DisBack:
       ConfigError: no teacher, one that does not denoise, or one whose students are no copies of it.
     """
     method = DisBack.of_task(config, task, "disback")
-    if method.student is not method.teacher:
+    if not denoisers.starts_as(method.student, method.teacher):
         raise ConfigError("method.name='disback' needs a teacher that its students can start as, with weights")
     return method

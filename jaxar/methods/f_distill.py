@@ -18,6 +18,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from jaxar.config import ConfigError
 from jaxar.methods import _adversarial_distillation as adversarial
 from jaxar.methods import _score_distillation as distillation
 from jaxar.methods.base import Task
@@ -52,6 +53,14 @@ class Config(adversarial.Config):
 
     divergence: Divergence = "jensen_shannon"
     features: Literal["score", "teacher"] = "teacher"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.discriminator_weight == 0 and self.divergence != "reverse_kl":
+            raise ConfigError(
+                f"method.discriminator_weight=0 leaves the ratio of densities unknown, which method.divergence="
+                f"{self.divergence!r} needs; use a positive one, or reverse_kl"
+            )
 
 
 class FDistill(adversarial.AdversarialDistillation):

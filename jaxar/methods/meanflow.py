@@ -68,6 +68,9 @@ class Config:
             raise ConfigError(f"method.kappa={self.kappa} must lie in [0, 1)")
         if not 0 <= self.instant_share <= 1:
             raise ConfigError(f"method.instant_share={self.instant_share} must lie in [0, 1]")
+        start, stop = self.guidance_interval
+        if not 0 <= start <= stop <= 1:
+            raise ConfigError(f"method.guidance_interval={self.guidance_interval} must satisfy 0 <= from <= to <= 1")
         if self.time_std <= 0 or self.norm_eps <= 0:
             raise ConfigError(f"method.time_std={self.time_std} and method.norm_eps={self.norm_eps} must be positive")
 
@@ -188,7 +191,8 @@ def build(config: Config, model: Model, task: Task) -> MeanFlow:
     """With a teacher its own network, which is told the other time too; without one that of the section `model`.
 
     Raises:
-      ConfigError: other tokens, maps that the patches do not divide, guidance of data that a teacher replaces.
+      ConfigError: other tokens, maps that the patches do not divide, guidance of data that a teacher replaces, a
+        teacher on another path than those of flow matching.
     """
     teacher = None
     if task.teacher is None:
@@ -200,5 +204,10 @@ def build(config: Config, model: Model, task: Task) -> MeanFlow:
         )
     else:
         teacher = denoisers.of_teacher(task, "meanflow")
+        if teacher.path not in paths.PATHS.values():
+            raise ConfigError(
+                "method.name='meanflow' needs a teacher on a path with smooth slopes and times from 0 to 1; train one "
+                "with flow_matching"
+            )
         network = teacher.student(num_scalars=1)
     return MeanFlow(students.forward_mode(network), teacher, config)

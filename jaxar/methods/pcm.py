@@ -49,6 +49,7 @@ class Config:
 
     def __post_init__(self):
         students.check_trajectory(self.rho, self.least_time)
+        students.check_huber(self.huber)
         if not 1 <= self.phases <= self.levels:
             raise ConfigError(f"method.phases={self.phases} must lie in 1..levels={self.levels}")
 

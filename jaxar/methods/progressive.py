@@ -64,7 +64,7 @@ class Config:
 
 
 @dataclasses.dataclass(frozen=True)
-class Progressive(students.Student):
+class Progressive(students.ToldStudent):
     """One network; the teacher of a stage is kept beside its weights."""
 
     @property
@@ -135,25 +135,15 @@ class Progressive(students.Student):
 
     def time(self, index: Array, count: Array | int) -> Float[Array, "b"]:
         """Time number `index` of the grid of `count` steps."""
-        least, greatest = self.times
-        return least + (greatest - least) * index / count
+        return self.time_at(index / count)
 
     def _weighted(self, found: Array, target: Array, t: Float[Array, "b"]) -> Float[Array, "b"]:
         at = self.path(t)
         return jnp.maximum((at.alpha / at.sigma) ** 2, 1) * students.squared(found, target)
 
-    def denoise(self, model: Variables, x: Array, t: Array, labels: Array, *scalars: Array) -> Array:
-        return self.network.denoise(model, x, t, labels, *(scalars or self._told(t, self.config.guidance.low)))
-
-    def velocity(self, model: Variables, x: Array, t: Array, labels: Array, *scalars: Array) -> Array:
-        return self.network.velocity(model, x, t, labels, *(scalars or self._told(t, self.config.guidance.low)))
-
-    def _told(self, like: Array, scale: float) -> tuple[Array, ...]:
-        return self.config.guidance.told(jnp.full(len(like), scale))
-
     def sample(self, variables: dict[str, Variables], cond: Cond, keys: Keys, options: Sampling) -> Tokens:
         labels = cond["label"]
-        told = self._told(labels, options.guidance_scale)
+        told = self.told(labels, options.guidance_scale)
 
         def step(x: Array, t: Array, s: Array) -> Array:
             denoised = self.network.denoise(variables["model"], x, t, labels, *told)
@@ -166,7 +156,13 @@ def build(config: Config, model: Model, task: Task) -> Progressive:
     """The method for a teacher's network, which is told the guidance scale if there are several.
 
     Raises:
-      ConfigError: no teacher, or one that does not denoise.
+      ConfigError: no teacher, one that does not denoise, or a student that cannot start as it.
     """
     teacher = denoisers.of_teacher(task, "progressive")
-    return Progressive(teacher.student(config.guidance.num_told), teacher, config)
+    student = teacher.student(config.guidance.num_told)
+    if not config.guidance_steps and not denoisers.starts_as(student, teacher):
+        raise ConfigError(
+            "method.name='progressive' begins with a copy of its teacher, and a student of this one has other weights; "
+            "let it learn the teacher first: method.guidance_steps, with method.guidance"
+        )
+    return Progressive(student, teacher, config)

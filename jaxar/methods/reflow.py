@@ -49,6 +49,10 @@ class Config:
 class Reflow(students.Student):
     """One network, one loss."""
 
+    @property
+    def teaches(self) -> bool:
+        return not self.config.distil
+
     def errors(
         self, variables: dict[str, Variables], x: Float[Array, "b h w c"], cond: Cond, key: Key, step: Int[Array, ""]
     ) -> Float[Array, "b"]:

@@ -84,7 +84,7 @@ class SCM(students.Student):
 
     def rise(self, step: Int[Array, ""]) -> Float[Array, ""]:
         """r at a step of training."""
-        return jnp.minimum((step + 1) / (self.config.warmup_steps + 1), 1.0)
+        return (jnp.minimum(step, self.config.warmup_steps) + 1) / (self.config.warmup_steps + 1)
 
     def tangent(
         self,

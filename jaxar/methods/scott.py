@@ -51,6 +51,7 @@ class Config:
     def __post_init__(self):
         students.check_decay(self.target_decay)
         students.check_trajectory(self.rho, self.least_time)
+        students.check_huber(self.huber)
         if self.levels < 2:
             raise ConfigError(f"method.levels={self.levels} must be at least 2")
         if self.substeps < 1:
@@ -60,14 +61,13 @@ class Config:
 
 
 @dataclasses.dataclass(frozen=True)
-class SCott(landing.LandingStudent):
+class SCott(landing.LandingStudent, students.ToldStudent):
     """One network, one loss."""
 
     def errors(
         self, variables: dict[str, Variables], x: Float[Array, "b h w c"], cond: Cond, key: Key, step: Int[Array, ""]
     ) -> Float[Array, "b"]:
-        level_key, noise_key = jax.random.split(key)
-        scale_key, solver_key = jax.random.split(jax.random.fold_in(key, 0))
+        level_key, noise_key, scale_key, solver_key = jax.random.split(key, 4)
         lower = jax.random.randint(level_key, (len(x),), 0, self.config.levels - 1)
         t, s = (trajectories.level(i, self.config.levels, self.bounds, self.config.rho) for i in (lower + 1, lower))
         scale = self.config.guidance.draw(scale_key, len(x))
@@ -98,15 +98,9 @@ class SCott(landing.LandingStudent):
             )
         return x
 
-    def denoise(self, model: Variables, x: Array, t: Array, labels: Array, *scalars: Array) -> Array:
-        return self.network.denoise(model, x, t, labels, *(scalars or self._told(x, self.config.guidance.low)))
-
-    def _told(self, x: Array, scale: float) -> tuple[Array, ...]:
-        return self.config.guidance.told(jnp.full(len(x), scale))
-
     def sample(self, variables: dict[str, Variables], cond: Cond, keys: Keys, options: Sampling) -> Tokens:
         model, labels = variables["model"], cond["label"]
-        told = self._told(labels, options.guidance_scale)
+        told = self.told(labels, options.guidance_scale)
         return self.canvas.tokens(landing.renoised_sample(self, model, keys, options, labels, *told))
 
 

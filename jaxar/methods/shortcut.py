@@ -12,6 +12,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxar.config import ConfigError
 from jaxar.diffusion import paths
@@ -115,6 +116,14 @@ class Shortcut(students.Student):
 
     def _clipped(self, x: Array) -> Array:
         return x if self.config.clip is None else jnp.clip(x, -self.config.clip, self.config.clip)
+
+    def visited(self, options: Sampling) -> Float[np.ndarray, "m"]:
+        count = options.num_steps
+        if count & (count - 1) or count > self.config.shortest:
+            raise ConfigError(
+                f"sample.num_steps={count} must be a power of two, at most method.shortest={self.config.shortest}"
+            )
+        return super().visited(options)
 
     def advance(self, model: Variables, x: Array, t: Array, s: Array, labels: Array) -> Float[Array, "b h w c"]:
         return x - (t - s)[:, None, None, None] * self.network.velocity(model, x, t, labels, t - s)

@@ -55,11 +55,14 @@ class Config:
 class SlimFlow(students.Student):
     """One network, one loss."""
 
+    @property
+    def teaches(self) -> bool:
+        return not self.config.distil
+
     def errors(
         self, variables: dict[str, Variables], x: Float[Array, "b h w c"], cond: Cond, key: Key, step: Int[Array, ""]
     ) -> Float[Array, "b"]:
-        noise_key, time_key = jax.random.split(key)
-        fresh_key, between_key = jax.random.split(jax.random.fold_in(key, 0))
+        noise_key, time_key, fresh_key, between_key = jax.random.split(key, 4)
         noise, fresh = students.drawn(x, noise_key), students.drawn(x, fresh_key)
         denoise, labels = self.taught(variables, cond), cond["label"]
         data = reflow.solved(self.path, denoise, noise, self.config.solver_steps)
@@ -98,5 +101,7 @@ def build(config: Config, model: Model, task: Task) -> SlimFlow:
       ConfigError: see `reflow.straight_teacher`; maps that the patches do not divide.
     """
     teacher = reflow.straight_teacher(task, "slimflow")
-    network = flow_matching.build(flow_matching.Config(), model, task)
+    inner = teacher.student()  # weights can be taken over if both clocks run alike
+    clock = inner.config.clock if isinstance(inner, flow_matching.FlowMatching) else "data"
+    network = flow_matching.build(flow_matching.Config(clock=clock), model, task)
     return SlimFlow(network, teacher, config)

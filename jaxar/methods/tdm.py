@@ -54,8 +54,8 @@ class TDM(distillation.ScoreDistillation):
         return {"divergence": distillation.surrogate(made.x, gradient)}
 
     def time(self, share: Array, call: Int[Array, "b"]) -> Float[Array, "b"]:
-        begin, end = self._bounds(call)
-        return end + share * (begin - end)
+        begin, end = self._shares(call)
+        return self.teacher.time_at(end + share * (begin - end))
 
     def noised(self, x: Array, given: Array, draws: distillation.Draws) -> Float[Array, "b h w c"]:
         end = self._stretch(x, given, draws)
@@ -74,10 +74,15 @@ class TDM(distillation.ScoreDistillation):
         left = paths.convert(self.teacher.path(begin), x, denoised, "denoised", "noise")
         return paths.add_noise(self.teacher.path(end), denoised, left)
 
+    def _shares(self, call: Int[Array, "b"]) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
+        """Where the stretches of these calls begin and end, as shares of the teacher's times."""
+        shares = jnp.asarray([*self.config.calls, 0.0])
+        return shares[call], shares[call + 1]
+
     def _bounds(self, call: Int[Array, "b"]) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
-        """Times at which the stretches of these calls begin and end."""
-        times = jnp.asarray([*(self.teacher.time_at(share) for share in self.config.calls), 0.0])
-        return times[call], times[call + 1]
+        """The same as times; the last stretch ends at data."""
+        begin, end = self._shares(call)
+        return self.teacher.time_at(begin), jnp.where(end > 0, self.teacher.time_at(end), 0.0)
 
     def _stretch(self, x: Array, given: Array, draws: distillation.Draws) -> Stretch:
         begin, end = self._bounds(draws.call)

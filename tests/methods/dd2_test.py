@@ -207,6 +207,52 @@ def test_with_one_token_the_loss_is_score_identity_distillation_of_a_dirac_mixtu
         np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3 * float(jnp.abs(b).max()))
 
 
+@dataclasses.dataclass(frozen=True)
+class Exact:
+    """In place of the score: the velocity of the closed form, or one that is wrong by a factor."""
+
+    rows: tuple[tuple[float, ...], ...]
+    probs: tuple[float, ...]
+    factor: float = 1.0
+
+    def apply(self, variables, ids, labels, x, t, method):
+        fit = -jnp.sum((x[..., None, :] - (1 - t)[..., None, None] * jnp.array(self.rows)) ** 2, axis=-1)
+        weights = jax.nn.softmax(jnp.log(jnp.array(self.probs)) + fit / (2 * t[..., None] ** 2))
+        return self.factor * (x - weights @ jnp.array(self.rows)) / t[..., None]
+
+
+def test_the_first_stage_teaches_the_closed_form():
+    rows, probs = ((1.0, 1.0), (-1.0, 1.0), (1.0, -1.0), (-1.0, -1.0)), (0.1, 0.2, 0.3, 0.4)
+    method = enumerated(Independent(probs), Codes(rows, 3), 8)
+    batch = {"label": jnp.zeros(64, jnp.int32), "ids": jnp.zeros((64, 3), jnp.int32)}
+    known = {"teacher": {}, "tokenizer": {}, "score": {}}
+
+    def loss(network):
+        learns = dataclasses.replace(method, network=network)
+        return float(learns.ground_truth_score_loss(known, batch, jax.random.key(0), jnp.int32(0))[0])
+
+    assert loss(Exact(rows, probs)) < 1e-8
+    for wrong in (Exact(rows, probs, factor=-1.0), Exact(rows, probs, factor=1.1), Exact(rows, probs[::-1])):
+        assert loss(wrong) > 1e-3
+
+
+class Idle:
+    """A generator that hands on its noise, and a score without opinion."""
+
+    def apply(self, variables, values, labels, *looked_at, method):
+        return values if method == "generate" else jnp.zeros_like(looked_at[0])
+
+
+def test_tokens_that_the_teacher_excludes_are_counted_apart():
+    method = enumerated(Independent((0.5, 0.5, 0.0, 0.0)), Codes(((1.0,), (-1.0,), (3.0,), (-3.0,)), 4), 8)
+    method = dataclasses.replace(method, network=Idle())
+    known = {"generator": {}, "score": {}, "teacher": {}, "tokenizer": {}}
+    figures = method.evaluate(known, {"label": jnp.zeros(64, jnp.int32)}, jax.random.key(1))
+    assert 0 < figures["impossible"].mean() < 1
+    rows = figures["teacher_bits"][figures["impossible"] < 1]
+    np.testing.assert_allclose(rows, 1.0, rtol=1e-4)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_players_start_with_what_they_share_and_the_generator_as_the_score(kind):
     method, known = built(kind), variables(kind)

@@ -7,10 +7,7 @@ import pytest
 
 from jaxar.config import ConfigError
 from jaxar.methods import disback, dmd
-from jaxar.methods.base import Task
-from jaxar.tokenizers.base import ImageSpec
 from tests import gaussians, toys
-from tests.methods.tdm_test import Flow
 
 CONFIG = disback.Config(records=2, record_every=10, return_every=5)
 
@@ -59,10 +56,6 @@ def test_the_gradient_is_dmds_towards_the_target():
     np.testing.assert_allclose(at_target, 0, atol=1e-6)
 
 
-def test_mistakes_are_named(monkeypatch):
+def test_mistakes_are_named():
     with pytest.raises(ConfigError, match="method.records=0"):
         disback.Config(records=0)
-    monkeypatch.setattr(Flow, "student", lambda self: gaussians.Gaussian())
-    task = Task(ImageSpec(1, 1), 2, teacher=Flow())
-    with pytest.raises(ConfigError, match="can start as"):
-        disback.build(CONFIG, disback.Model(), task)

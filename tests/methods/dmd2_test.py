@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxar.config import ConfigError
+from jaxar.methods import _denoiser as denoisers
 from jaxar.methods import dmd2
 from tests import gaussians
 
@@ -107,7 +108,7 @@ def test_sampling_makes_as_many_calls_as_it_is_asked_for():
     game, keys = method(calls=(1.0, 0.6)), jax.random.split(jax.random.key(0), 5)
     variables, cond = gaussians.players(TEACHER, STUDENT), {"label": jnp.zeros(5, int)}
     one, two = (game.sample(variables, cond, keys, dmd2.Sampling(steps)).latents for steps in (1, 2))
-    starts = [gaussians.denoisers.noise_of(game.student, keys, i) for i in range(2)]
+    starts = [denoisers.noise_of(game.student, keys, i) for i in range(2)]
     np.testing.assert_allclose(one, STUDENT[0] + STUDENT[1] * starts[0], rtol=1e-5)
     again = 0.4 * one + 0.6 * starts[1]
     gain = 0.4 * STUDENT[1] ** 2 / (0.4**2 * STUDENT[1] ** 2 + 0.6**2)

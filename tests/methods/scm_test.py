@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxar.config import ConfigError
+from jaxar.methods import _students as students
 from jaxar.methods import flow_matching, scm
 from jaxar.methods.base import Task
 from jaxar.tokenizers.base import ImageSpec
@@ -62,8 +63,8 @@ def test_with_a_teacher_the_exact_function_stays_and_data_agree_in_expectation()
 
 
 def test_the_derivative_enters_by_degrees():
-    rises = [float(method(warmup_steps=9).rise(jnp.int32(step))) for step in (0, 4, 9, 100)]
-    np.testing.assert_allclose(rises, [0.1, 0.5, 1, 1])
+    rises = [float(method(warmup_steps=9).rise(jnp.int32(step))) for step in (0, 4, 9, 100, students.LATEST)]
+    np.testing.assert_allclose(rises, [0.1, 0.5, 1, 1, 1])
 
 
 @pytest.mark.slow

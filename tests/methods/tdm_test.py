@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxar.methods import _denoiser as denoisers
 from jaxar.methods import _score_distillation as distillation
 from jaxar.methods import dmd, tdm
 from tests import gaussians
@@ -73,7 +74,7 @@ def test_sampling_follows_the_flow_without_new_noise():
     method, keys = two_calls(), jax.random.split(jax.random.key(0), 6)
     variables, cond = gaussians.players(TEACHER, TEACHER), {"label": jnp.zeros(6, int)}
     samples = jax.jit(lambda keys: method.sample(variables, cond, keys, tdm.Sampling(2)).latents)(keys)
-    z = gaussians.denoisers.noise_of(method.student, keys)
+    z = denoisers.noise_of(method.student, keys)
     np.testing.assert_allclose(samples, TEACHER[0] + TEACHER[1] * z, rtol=1e-4, atol=1e-5)
 
 
