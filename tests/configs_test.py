@@ -48,7 +48,15 @@ PUBLISHED = {
     ("next_scale_imagenet512", ""): 2_300,
 }
 
-CASES = [pytest.param(name, arg, id=f"{name}:{arg}") for name in CONFIGS for arg in arguments(name)]
+
+def marks(name, arg):
+    """Slow: what neither is a default nor has a published size."""
+    return () if arg == "" or (name, arg) in PUBLISHED else pytest.mark.slow
+
+
+CASES = [
+    pytest.param(name, arg, id=f"{name}:{arg}", marks=marks(name, arg)) for name in CONFIGS for arg in arguments(name)
+]
 
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if "smoke" in arguments(name)])

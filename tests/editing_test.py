@@ -82,7 +82,7 @@ def test_requests_that_cannot_be_met_are_refused(picture, tmp_path):
         ask(path, "0,0,0.01,0.01")
 
 
-@pytest.mark.parametrize("name", ["maskgit_digits", "hmar_digits"])
+@pytest.mark.parametrize("name", ["maskgit_digits", pytest.param("hmar_digits", marks=pytest.mark.slow)])
 def test_what_is_not_masked_stays_and_the_rest_is_drawn_per_sample(name, picture):
     """Through the sampler of the command, with random weights."""
     path, pixels = picture

@@ -196,6 +196,7 @@ def test_weights_start_from_another_run(saved, ar_run):
     assert int(whole.step) == 2 and same(whole, source)
 
 
+@pytest.mark.slow
 def test_a_branch_with_state_trains_on_as_the_run_itself(ar_run, tokenizer_run, tmp_path):
     shutil.copytree(ar_run, tmp_path / "same")
     train.command(ar_options(tmp_path / "same", tokenizer_run, "--config.train.num_steps=3"))

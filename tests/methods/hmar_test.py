@@ -198,7 +198,7 @@ def test_one_pass_per_scale_is_next_scale_sampling():
 REFINING = hmar.Sampling(temperature=0.9, top_k=5, mask_schedule=((1,), (1, 3)))
 
 
-@pytest.mark.parametrize("scale, unroll", [(1.0, False), (2.0, True)])
+@pytest.mark.parametrize("scale, unroll", [pytest.param(1.0, False, marks=pytest.mark.slow), (2.0, True)])
 def test_a_mask_pass_draws_from_the_forward_of_training(scale, unroll):
     """Of the 2x2 map the most confident token stays, and the others are drawn given it: by the whole forward."""
     options = dataclasses.replace(REFINING, mask_guidance_scale=scale, unroll=unroll)

@@ -123,6 +123,7 @@ def boxed(x):
     return hasattr(x, "value")
 
 
+@pytest.mark.slow
 def test_a_fresh_layer_changes_nothing_and_training_brings_it_closer_to_the_teacher():
     built, variables = real()
     batch = {"ids": jnp.asarray(SEQUENCES), "label": jnp.zeros(27, jnp.int32)}

@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,12 +58,17 @@ def test_a_broken_generator_does_not_spoil_the_score():
 def test_students_start_as_their_teacher_where_they_may():
     one = gaussians.Gaussian()
     method = dmd2.DMD2(one, one, dmd2.Config(), head=FeatureDiscriminator(4))
-    params = {name: variables["params"] for name, variables in method.init(jax.random.key(0)).items()}
+    fresh = nn.meta.unbox(method.init(jax.random.key(0)))
+    params = {name: variables["params"] for name, variables in fresh.items()}
     started = method.warm_start(params, {"teacher": gaussians.weights(5.0, 6.0)})
     assert all(float(started[name]["mean"][0]) == 5 for name in ("generator", "score"))
     assert started["discriminator"] is params["discriminator"]
-    other = gaussians.distiller(dmd2.DMD2, dmd2.Config(), head=FeatureDiscriminator(4))
-    assert other.warm_start(params, {"teacher": gaussians.weights(5.0, 6.0)}) is params
+    for own in (
+        {"mean": jnp.zeros(7), "std": jnp.zeros(7)},
+        {**gaussians.weights(5.0, 6.0)["params"], "more": jnp.zeros(1)},
+    ):
+        started = method.warm_start(params, {"teacher": {"params": own}})
+        assert all(float(started[name]["mean"][0]) == 0 for name in ("generator", "score"))
 
 
 def test_the_gap_is_zero_where_student_and_teacher_agree():

@@ -53,8 +53,8 @@ def loss(
     official: Official, variables: dict[str, Variables], data: Array, noise: Array, t: Array, labels: Array, path: str
 ) -> Parts:
     require("loss", "path", path, official.ours.config.path)
-    errors = jax.jit(official.ours.errors)
-    return {"loss": errors(variables["model"], nhwc(data), {"label": labels}, 1 - t, nhwc(noise))}
+    terms = jax.jit(official.ours.terms)
+    return {"loss": terms(variables["model"], nhwc(data), {"label": labels}, 1 - t, nhwc(noise))["mse"]}
 
 
 CALLS = {
