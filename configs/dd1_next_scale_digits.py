@@ -13,8 +13,6 @@ from ml_collections import ConfigDict
 
 def get_config(arg: str = "") -> ConfigDict:
     config = dd1_digits.get_config(arg)
-    if arg != "smoke":
-        config.train.num_steps = 1000  # its teacher's law is learnt faster than that of single tokens
     config.teacher = {"from_": "out/next_scale_digits"}
     config.method.teacher = {"guidance_scale": 1.5, "guidance_schedule": "linear", "temperature": 0.8}
     return config
