@@ -151,7 +151,8 @@ def few_calls(opened: run.Run, measuring: Measuring, judge: scoring.Judge) -> di
     """Metrics by number of network calls, of a method whose samples take a few steps that can be chosen; else empty."""
     names = {field.name for field in dataclasses.fields(opened.options)}
     name = next((name for name in ("num_steps", "steps") if name in names), None)
-    if name is None or getattr(opened.options, name) > max(CALLS):
+    own = None if name is None else getattr(opened.options, name)
+    if own is None or own > max(CALLS):
         return {}
     found = {}
     for count in CALLS:

@@ -12,7 +12,7 @@ import pytest
 import jaxar.run
 from jaxar import cli, contest, leaderboard, suites, workdir
 from jaxar.config import ConfigError
-from jaxar.methods import ar, dd1, flow_matching, maskgit
+from jaxar.methods import ar, dd1, flow_matching, maskgit, mdm
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
 pytestmark = pytest.mark.xdist_group("runs")
@@ -150,7 +150,7 @@ def test_few_step_methods_are_measured_at_one_two_and_four_calls(monkeypatch):
     measuring = contest.Measuring(4, (0,))
     student = types.SimpleNamespace(options=dd1.Sampling())
     assert contest.few_calls(student, measuring, None) == {"1": {"steps": 1}, "2": {"steps": 2}}
-    for options in (flow_matching.Sampling(), ar.Sampling()):  # many steps; none that could be chosen
+    for options in (flow_matching.Sampling(), mdm.Sampling(), ar.Sampling()):  # many, as many as tokens, no choice
         assert contest.few_calls(types.SimpleNamespace(options=options), measuring, None) == {}
 
 
