@@ -5,6 +5,9 @@
 Needs its teacher, the run of configs/flow_digits.py in out/flow_digits. With the argument `ict` or `ect` there is no
 teacher: consistency training on data, with levels that double in number or continuous ones; `ect` starts with the
 weights of out/flow_digits.
+
+Cost: about 2 minutes on one CPU core that other work shares.
+Expected: fd_digits 2.3 in 1 call (teacher 2.6, floor 0.86), class consistency 99 %.
 """
 
 from common import digits_student

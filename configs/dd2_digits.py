@@ -3,6 +3,9 @@
     python -m jaxar.train --config=configs/dd2_digits.py --workdir=out/dd2_digits
 
 Needs its teacher, the run of configs/ar_digits.py in out/ar_digits. The first stage reads tokens of the data set.
+
+Cost: about 9 minutes on one CPU core that other work shares.
+Expected: fd_digits 6.3 in 1 call (teacher 1.7, floor 0.86), class consistency 90 %.
 """
 
 from common import base, check_argument

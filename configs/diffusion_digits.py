@@ -1,6 +1,9 @@
 """DiT's denoising diffusion over the pixels of 8x8 digits: a transformer over 16 patches, 0.7M parameters.
 
 python -m jaxar.train --config=configs/diffusion_digits.py --workdir=out/diffusion_digits
+
+Cost: about 8 minutes on one CPU core that other work shares.
+Expected: fd_digits 3.3 in 20 calls (floor 0.86), class consistency 98 %.
 """
 
 import flow_digits

@@ -3,6 +3,9 @@
     python -m jaxar.train --config=configs/instaflow_digits.py --workdir=out/instaflow_digits
 
 Needs its teacher, the run of configs/reflow_digits.py in out/reflow_digits.
+
+Cost: about 4 minutes on one CPU core that other work shares.
+Expected: fd_digits 2.4 in 1 call (teacher 3.0, floor 0.86), class consistency 100 %.
 """
 
 import reflow_digits

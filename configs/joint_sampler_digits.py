@@ -3,6 +3,9 @@
     python -m jaxar.train --config=configs/joint_sampler_digits.py --workdir=out/joint_sampler_digits
 
 Needs the teacher of configs/maskgit_digits.py in out/maskgit_digits.
+
+Cost: about 4 minutes on one CPU core that other work shares.
+Expected: fd_digits 3.8 in 4 calls (teacher 2.6, floor 0.86), class consistency 99 %.
 """
 
 from common import base, check_argument

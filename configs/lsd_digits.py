@@ -5,6 +5,9 @@
 Needs its teacher, the run of configs/mdm_digits.py in out/mdm_digits, which takes sixteen calls of the network for an
 image. With the argument `times` the times of the steps are learnt too (LSD+). The student is rolled out in every step,
 and the teacher called once for each of its tokens.
+
+Cost: about 3 minutes on one CPU core that other work shares.
+Expected: fd_digits 3.5 in 4 calls (teacher 2.9, floor 0.86), class consistency 100 %.
 """
 
 from common import base, check_argument

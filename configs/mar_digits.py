@@ -4,6 +4,9 @@
 
 Needs the tokenizer of configs/kl_digits.py in out/kl_digits. The argument `flow` trains a flow-matching head, `raster`
 reveals tokens row by row.
+
+Cost: about 24 minutes on one CPU core that other work shares.
+Expected: fd_digits 7.8 in 16 calls (floor 0.86), class consistency 95 %.
 """
 
 from common import base, check_argument

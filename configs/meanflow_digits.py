@@ -3,6 +3,9 @@
     python -m jaxar.train --config=configs/meanflow_digits.py --workdir=out/meanflow_digits
 
 With the argument `distil` the run of configs/flow_digits.py in out/flow_digits is its teacher.
+
+Cost: about 6 minutes on one CPU core that other work shares.
+Expected: fd_digits 3.5 in 1 call (floor 0.86), class consistency 100 %.
 """
 
 from common import digits_student

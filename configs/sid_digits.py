@@ -3,6 +3,9 @@
     python -m jaxar.train --config=configs/sid_digits.py --workdir=out/sid_digits
 
 Needs its teacher, the run of configs/flow_digits.py in out/flow_digits.
+
+Cost: about 5 minutes on one CPU core that other work shares.
+Expected: fd_digits 2.8 in 1 call (teacher 2.6, floor 0.86), class consistency 100 %.
 """
 
 import vsd_digits
