@@ -165,13 +165,13 @@ def _line(cells: Sequence[str]) -> str:
 def draw(rows: Sequence[Row], dataset: str, path: pathlib.Path) -> None:
     """Distance against milliseconds per image at the large batch; bars span the seeds, open marks took too long."""
     measured = [row for row in rows if "metrics" in row]
-    figure, axis = plt.subplots(figsize=(7, 5), layout="constrained")
+    figure, axis = plt.subplots(figsize=(11, 7), layout="constrained")
     for row in measured:
         x, y = row["latency_ms"][str(contest.BATCHES[-1])], row["metrics"][f"fd_{dataset}"]
         bars = [[y["mean"] - y["min"]], [y["max"] - y["mean"]]]
         filled = "none" if "over the time" in row["note"] else "full"
         axis.errorbar(x, y["mean"], bars, marker="o", fillstyle=filled, capsize=3)
-        axis.annotate(row["method"], (x, y["mean"]), xytext=(6, 6), textcoords="offset points")
+        axis.annotate(row["method"], (x, y["mean"]), xytext=(5, 4), textcoords="offset points", fontsize=8)
     if measured:
         floor = measured[0]["floor"][f"fd_{dataset}"]["mean"]
         axis.axhline(floor, color="grey", linestyle="--", label="floor: real training images")
