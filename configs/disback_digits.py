@@ -2,8 +2,8 @@
 
     python -m jaxar.train --config=configs/disback_digits.py --workdir=out/disback_digits
 
-Needs its teacher, the run of configs/flow_digits.py in out/flow_digits. The first 400 steps
-train the score alone.
+Needs its teacher, the run of configs/flow_digits.py in out/flow_digits. The first 400 steps train the score
+alone.
 """
 
 import vsd_digits

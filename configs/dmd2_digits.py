@@ -2,8 +2,8 @@
 
     python -m jaxar.train --config=configs/dmd2_digits.py --workdir=out/dmd2_digits
 
-Needs its teacher, the run of configs/flow_digits.py in out/flow_digits. Every other
-step trains the generator.
+Needs its teacher, the run of configs/flow_digits.py in out/flow_digits. Every other step trains the
+generator.
 
 Cost: about 8 minutes on one CPU core that other work shares.
 Expected: fd_digits 2.8 in 1 call (teacher 2.6, floor 0.86), class consistency 100 %.

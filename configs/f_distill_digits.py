@@ -2,8 +2,8 @@
 
     python -m jaxar.train --config=configs/f_distill_digits.py --workdir=out/f_distill_digits
 
-Needs its teacher, the run of configs/flow_digits.py in out/flow_digits. Every other
-step trains the generator.
+Needs its teacher, the run of configs/flow_digits.py in out/flow_digits. Every other step trains the
+generator.
 """
 
 import vsd_digits

@@ -137,18 +137,23 @@ def measure(opened: run.Run, measuring: Measuring, judge: scoring.Judge) -> Row:
       "ema", "latency_ms" (milliseconds per image by batch size, on one device), and what `few_calls` returns.
     """
     latency = {str(size): latency_ms(opened, size) for size in BATCHES}
+    result = _score(opened, measuring, judge, {})
     return {
-        **_score(opened, measuring, judge, {}),
+        **result,
         "validation": scoring.validate(opened),
         "step": opened.step,
         "ema": opened.ema,
         "latency_ms": latency,
-        "few_calls": few_calls(opened, measuring, judge),
+        "few_calls": few_calls(opened, measuring, judge, result),
     }
 
 
-def few_calls(opened: run.Run, measuring: Measuring, judge: scoring.Judge) -> dict[str, Any]:
-    """Metrics by number of network calls, of a method whose samples take a few steps that can be chosen; else empty."""
+def few_calls(opened: run.Run, measuring: Measuring, judge: scoring.Judge, result: Row) -> dict[str, Any]:
+    """Metrics by number of network calls, of a method whose samples take a few steps that can be chosen; else empty.
+
+    Args:
+      result: of its own number of steps, which is not measured again.
+    """
     names = {field.name for field in dataclasses.fields(opened.options)}
     name = next((name for name in ("num_steps", "steps") if name in names), None)
     own = None if name is None else getattr(opened.options, name)
@@ -157,10 +162,10 @@ def few_calls(opened: run.Run, measuring: Measuring, judge: scoring.Judge) -> di
     found = {}
     for count in CALLS:
         try:
-            result = _score(opened, measuring, judge, {name: count})
+            scored = result if count == own else _score(opened, measuring, judge, {name: count})
         except ConfigError:  # more calls than the student was trained for
             continue
-        found[str(result["network_calls"])] = result["metrics"]
+        found[str(scored["network_calls"])] = scored["metrics"]
     return found
 
 

@@ -100,14 +100,15 @@ def markdown(report: dict[str, Any]) -> str:
         "steps",
         "note",
     ]
+    measured = distances(report["rows"], dataset)
     lines = [
         f"Budget: {budget['max_parameters']:,} parameters, {budget['max_steps']:,} steps, {budget['max_seconds']:g} s.",
         "",
         _line(head),
         _line(["---"] * len(head)),
-        *(_line(_cells(row, dataset, distances(report["rows"], dataset))) for row in report["rows"]),
+        *(_line(_cells(row, dataset, measured)) for row in report["rows"]),
     ]
-    return "\n".join([*lines, "", *_few_calls(report["rows"], dataset)])
+    return "\n".join([*lines, "", *_few_calls(report["rows"], dataset, measured)])
 
 
 def distances(rows: Sequence[Row], dataset: str) -> dict[str, float]:
@@ -115,12 +116,11 @@ def distances(rows: Sequence[Row], dataset: str) -> dict[str, float]:
     return {row["method"]: row["metrics"][f"fd_{dataset}"]["mean"] for row in rows if "metrics" in row}
 
 
-def _few_calls(rows: Sequence[Row], dataset: str) -> list[str]:
+def _few_calls(rows: Sequence[Row], dataset: str, measured: dict[str, float]) -> list[str]:
     """The lines of a table of distances by number of network calls, and as multiples of the teacher's."""
     found = [row for row in rows if row.get("few_calls")]
     if not found:
         return []
-    measured = distances(rows, dataset)
 
     def cell(row: Row, calls: int) -> str:
         metrics = row["few_calls"].get(str(calls))

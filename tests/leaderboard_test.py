@@ -149,9 +149,10 @@ def test_few_step_methods_are_measured_at_one_two_and_four_calls(monkeypatch):
     monkeypatch.setattr(contest.scoring, "evaluate_generator", evaluate)
     measuring = contest.Measuring(4, (0,))
     student = types.SimpleNamespace(options=dd1.Sampling())
-    assert contest.few_calls(student, measuring, None) == {"1": {"steps": 1}, "2": {"steps": 2}}
+    own = evaluate(student, None, options={"steps": 1})
+    assert contest.few_calls(student, measuring, None, own) == {"1": {"steps": 1}, "2": {"steps": 2}}
     for options in (flow_matching.Sampling(), mdm.Sampling(), ar.Sampling()):  # many, as many as tokens, no choice
-        assert contest.few_calls(types.SimpleNamespace(options=options), measuring, None) == {}
+        assert contest.few_calls(types.SimpleNamespace(options=options), measuring, None, {}) == {}
 
 
 def test_the_page_shows_the_table_that_is_kept():

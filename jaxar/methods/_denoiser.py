@@ -20,7 +20,7 @@ from jaxar.config import ConfigError
 from jaxar.diffusion import paths, solvers
 from jaxar.methods import _canvas as canvases
 from jaxar.methods import _conditions as conditions
-from jaxar.methods._shared_weights import common
+from jaxar.methods._shared_weights import has_all
 from jaxar.methods.base import Batch, Cond, LossAux, LossSpec, Method, PlayerSpec, Task, mean_of_valid
 from jaxar.models import dit, maps
 from jaxar.tokenizers.base import Tokens
@@ -240,7 +240,7 @@ def starts_as(student: Denoiser, teacher: Denoiser) -> bool:
         nn.meta.unbox(jax.eval_shape(denoiser.init, jax.random.key(0)))["model"]["params"]
         for denoiser in (teacher, student)
     )
-    return bool(own) and common(own, fresh).keys() == own.keys()
+    return bool(own) and has_all(fresh, own)
 
 
 def of_teacher(task: Task, method: str) -> Denoiser:

@@ -15,6 +15,11 @@ def common(source: dict[str, Any], target: dict[str, Any]) -> dict[str, Any]:
     return {name: part for name, part in source.items() if name in target and shapes(part) == shapes(target[name])}
 
 
+def has_all(fresh: dict[str, Any], own: dict[str, Any]) -> bool:
+    """Whether `fresh` has every entry of `own`, in these shapes."""
+    return common(own, fresh).keys() == own.keys()
+
+
 def taken_over(fresh: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """Fresh parameters, replaced by a teacher's `own` if the network has all of them, in these shapes."""
-    return {**fresh, **own} if common(own, fresh).keys() == own.keys() else fresh
+    return {**fresh, **own} if has_all(fresh, own) else fresh

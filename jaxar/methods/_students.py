@@ -259,6 +259,7 @@ class ToldStudent(Student):
 
     def told(self, like: Shaped[Array, "b"], scale: float) -> tuple[Float[Array, "b"], ...]:
         """The scalars of one scale for all samples."""
+        self.config.guidance.check(scale)
         return self.config.guidance.told(jnp.full(len(like), scale))
 
     def network_calls(self, options: GuidedSampling) -> int:

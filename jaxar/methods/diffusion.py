@@ -88,7 +88,7 @@ class Diffusion(denoisers.TrainedDenoiser):
     def terms(
         self, model: Variables, x: Float[Array, "b h w c"], cond: Cond, t: Int[Array, "b"], noise: Array
     ) -> dict[str, Float[Array, "b"]]:
-        """ "mse" of the noise and "vb" in bits per channel, of data x at steps t of the whole process."""
+        """The terms "mse" of the noise and "vb" in bits per channel, of data x at steps t of the whole process."""
         tables = self.config.process.tables
         noised = ddpm.add_noise(tables, x, t, noise)
         return ddpm.training_terms(tables, x, t, noise, self._predict(model, noised, t, cond["label"]))._asdict()

@@ -155,7 +155,7 @@ class EDM(denoisers.TrainedDenoiser):
     def terms(
         self, model: Variables, x: Float[Array, "b h w c"], cond: Cond, t: Float[Array, "b"], noise: Array
     ) -> dict[str, Float[Array, "b"]]:
-        """ "mse": weighted mean squared error of the estimate of data x under noise of deviation t."""
+        """The term "mse": weighted mean squared error of the estimate of data x under noise of deviation t."""
         denoised = self.denoise(model, paths.add_noise(self.path(t), x, noise), t, cond["label"])
         return {"mse": scales(t, self.config.sigma_data).loss * jnp.mean((denoised - x) ** 2, axis=(1, 2, 3))}
 

@@ -98,7 +98,7 @@ class FlowMatching(denoisers.TrainedDenoiser):
     def terms(
         self, model: Variables, x: Float[Array, "b h w c"], cond: Cond, t: Float[Array, "b"], noise: Array
     ) -> dict[str, Float[Array, "b"]]:
-        """ "mse": mean squared error of the velocity of data x at times t."""
+        """The term "mse": mean squared error of the velocity of data x at times t."""
         point = self.path(t)
         velocity = self.velocity(model, paths.add_noise(point, x, noise), t, cond["label"])
         return {"mse": jnp.mean((velocity - paths.velocity(point, x, noise)) ** 2, axis=(1, 2, 3))}
