@@ -28,7 +28,7 @@ from jaxar.metrics import reference
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CHAINS = {"ar": "vq", "next_scale": "multiscale_vq"}  # model: its tokenizer
 TEACHER, STUDENT = "ar", "dd1"
-STUDENT_STEPS = 600  # enough to show; its configuration has more
+STEPS = {TEACHER: 1500, STUDENT: 600}  # enough to show; their configurations have more
 PAIRS = {"": 8192, "smoke": 64}  # of noise and the teacher's tokens, by argument
 COLUMNS = 20  # images per row of the grid, two of each class
 
@@ -78,8 +78,7 @@ def distil(out: pathlib.Path, arg: str) -> dict[str, Any]:
     store, parent = out / f"{STUDENT}_pairs", f"--config.teacher.from_={out / TEACHER}"
     labels = f"--config.data.cache={out / CHAINS[TEACHER]}_tokens"
     run_command("pairs", config_option(STUDENT, arg), f"--out={store}", f"--num={PAIRS[arg]}", parent, labels)
-    shorter = [] if arg else [f"--config.train.num_steps={STUDENT_STEPS}"]
-    train(out, STUDENT, arg, parent, f"--config.data.cache={store}", *shorter)
+    train(out, STUDENT, arg, parent, f"--config.data.cache={store}")
     return sample_and_evaluate(out, STUDENT)
 
 
@@ -92,7 +91,8 @@ def sample_and_evaluate(out: pathlib.Path, name: str) -> dict[str, Any]:
 
 
 def train(out: pathlib.Path, name: str, arg: str, *overrides: str) -> None:
-    run_command("train", config_option(name, arg), f"--workdir={out / name}", *overrides)
+    shorter = [f"--config.train.num_steps={STEPS[name]}"] if name in STEPS and not arg else []
+    run_command("train", config_option(name, arg), f"--workdir={out / name}", *overrides, *shorter)
 
 
 def config_option(name: str, arg: str) -> str:

@@ -52,24 +52,33 @@ class Neighbours(NamedTuple):
     s: Float[Array, "b"]
 
 
-def disagreement(
+class Landings(NamedTuple):
+    """Where calls from two neighbours landed: `found` from the later, `target`, without gradient, from the earlier."""
+
+    found: Float[Array, "b h w c"]
+    target: Float[Array, "b h w c"]
+    end: Float[Array, "b"]
+
+
+def landings(
     student: students.Student,
     model: Variables,
     points: Neighbours,
     end: Float[Array, "b"],
     labels: Int[Array, "b"],
-    huber: float | None,
     *scalars: Float[Array, "b"],
-) -> Float[Array, "b"]:
-    """How far apart calls from neighbours land at the times `end`; the one from the earlier is the target.
-
-    Args:
-      huber: scale of the pseudo-Huber distance, None for the mean square.
-    """
+) -> Landings:
+    """Calls from neighbours; the one from the earlier is the target."""
     found = land(student.network, model, points.x, points.t, end, labels, *scalars)
     slow = student.slow(model)
     target = jax.lax.stop_gradient(land(student.network, slow, points.earlier, points.s, end, labels, *scalars))
-    return students.squared(found, target) if huber is None else pseudo_huber(found, target, huber)
+    return Landings(found, target, end)
+
+
+def disagreement(landed: Landings, huber: float | None) -> Float[Array, "b"]:
+    """How far apart they are: pseudo-Huber of this scale, or, with None, the mean square."""
+    pair = landed.found, landed.target
+    return students.squared(*pair) if huber is None else pseudo_huber(*pair, huber)
 
 
 def renoised_sample(

@@ -113,7 +113,7 @@ class Student(denoisers.Denoiser):
         """A student with all arrays of its teacher starts with them."""
         if self.teacher is None:
             return params
-        return {"model": taken_over(params["model"], frozen["teacher"]["params"])}
+        return {**params, "model": taken_over(params["model"], frozen["teacher"]["params"])}
 
     def stages(self) -> tuple[Stage, ...]:
         return (Stage("train", enter=None if self.slowness is None else begin_target),)

@@ -169,7 +169,8 @@ class Consistency(landing.LandingStudent):
             earlier = move(self.path, self.taught(variables, cond), noised, t, s)
         points = landing.Neighbours(noised, t, jax.lax.stop_gradient(earlier), s)
         end = jnp.full_like(t, self.bounds[0])
-        found = landing.disagreement(self, variables["model"], points, end, cond["label"], self.config.huber)
+        landed = landing.landings(self, variables["model"], points, end, cond["label"])
+        found = landing.disagreement(landed, self.config.huber)
         return found / jnp.maximum(t - s, _LEAST_GAP) if self.config.weight == "gap" else found
 
     def sample(self, variables: dict[str, Variables], cond: Cond, keys: Keys, options: Sampling) -> Tokens:

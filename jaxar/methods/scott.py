@@ -4,8 +4,9 @@ The neighbour of x_t is reached in a few steps of the guided teacher, each of wh
 one (`eta`, as in DDIM). The student is told the guidance scale. With eta = 0 this is consistency distillation; the
 larger eta is, the more the student averages over what the fresh noise would have made of x_t.
 
-Reference: Liu et al., SCott: Accelerating Diffusion Models with Stochastic Consistency Distillation, 2024. Difference:
-the adversarial term, which restores sharpness, is left out.
+An adversary compares the student's samples with data, and restores what averages lose.
+
+Reference: Liu et al., SCott: Accelerating Diffusion Models with Stochastic Consistency Distillation, 2024.
 """
 
 import dataclasses
@@ -18,9 +19,10 @@ from jaxar.diffusion import paths, trajectories
 from jaxar.methods import _denoiser as denoisers
 from jaxar.methods import _landing as landing
 from jaxar.methods import _students as students
+from jaxar.methods._adversarial_students import Adversarial, AdversarialStudent, Contest
 from jaxar.methods.base import Cond, Task
 from jaxar.tokenizers.base import Tokens
-from jaxar.typing import Array, Float, Int, Key, Keys, Variables
+from jaxar.typing import Array, Float, Key, Keys, Variables
 
 Model, Sampling = students.Model, students.GuidedSampling
 
@@ -37,6 +39,7 @@ class Config:
       huber: scale of the pseudo-Huber distance, None for the mean square.
       rho, least_time: as in `consistency`.
       guidance: scales of the teacher.
+      adversarial: the discriminator.
     """
 
     levels: int = 42
@@ -47,6 +50,7 @@ class Config:
     rho: float = 1.0
     least_time: float = 0.002
     guidance: students.Scales = students.Scales()  # noqa: RUF009 - frozen
+    adversarial: Adversarial = Adversarial()  # noqa: RUF009 - frozen
 
     def __post_init__(self):
         students.check_decay(self.target_decay)
@@ -61,12 +65,12 @@ class Config:
 
 
 @dataclasses.dataclass(frozen=True)
-class SCott(landing.LandingStudent, students.ToldStudent):
-    """One network, one loss."""
+class SCott(AdversarialStudent, landing.LandingStudent, students.ToldStudent):
+    """One network, and a discriminator if its weight is not 0."""
 
-    def errors(
-        self, variables: dict[str, Variables], x: Float[Array, "b h w c"], cond: Cond, key: Key, step: Int[Array, ""]
-    ) -> Float[Array, "b"]:
+    def landings(
+        self, variables: dict[str, Variables], x: Float[Array, "b h w c"], cond: Cond, key: Key
+    ) -> landing.Landings:
         level_key, noise_key, scale_key, solver_key = jax.random.split(key, 4)
         lower = jax.random.randint(level_key, (len(x),), 0, self.config.levels - 1)
         t, s = (trajectories.level(i, self.config.levels, self.bounds, self.config.rho) for i in (lower + 1, lower))
@@ -75,15 +79,17 @@ class SCott(landing.LandingStudent, students.ToldStudent):
         noised = paths.add_noise(self.path(t), x, students.drawn(x, noise_key))
         earlier = self.solve(denoise, noised, t, s, solver_key)
         points = landing.Neighbours(noised, t, jax.lax.stop_gradient(earlier), s)
-        return landing.disagreement(
-            self,
-            variables["model"],
-            points,
-            jnp.full_like(t, self.bounds[0]),
-            cond["label"],
-            self.config.huber,
-            *self.config.guidance.told(scale),
-        )
+        end = jnp.full_like(t, self.bounds[0])
+        told = self.config.guidance.told(scale)
+        return landing.landings(self, variables["model"], points, end, cond["label"], *told)
+
+    def contest(self, landed: landing.Landings, x: Float[Array, "b h w c"], key: Key) -> Contest:
+        """Samples and data, noised to one time."""
+        time_key, *keys = jax.random.split(key, 3)
+        t = jnp.maximum(self.time_at(jax.random.uniform(time_key, landed.end.shape)), landed.end)
+        noise = [students.drawn(x, key) for key in keys]
+        found = trajectories.renoise(self.path(landed.end), self.path(t), landed.found, noise[0])
+        return Contest(found, paths.add_noise(self.path(t), x, noise[1]), t)
 
     def solve(
         self, denoise: denoisers.Denoise, x: Float[Array, "b h w c"], t: Array, s: Array, key: Key

@@ -344,6 +344,20 @@ OPTIM = {"learning_rate": 2e-3, "weight_decay": 0.0, "ema": (0.99,), "schedule":
 
 
 @pytest.mark.slow
+def test_one_call_draws_a_token_from_its_law():
+    rows, probs = ((1.0, 1.0), (-1.0, 1.0), (1.0, -1.0), (-1.0, -1.0)), (0.1, 0.2, 0.3, 0.4)
+    method = enumerated(Independent(probs), Codes(rows, 1), 32, init_steps=0)
+    keys, cond = jax.random.split(jax.random.key(2), 20_000), {"label": jnp.zeros(20_000, jnp.int32)}
+
+    def off(variables):
+        ids = jax.jit(method.sample, static_argnums=3)(variables, cond, keys, dd2.Sampling()).ids
+        return 0.5 * np.abs(np.bincount(np.asarray(ids)[:, 0], minlength=4) / len(keys) - probs).sum()
+
+    assert off(distilled(method, 500, OPTIM, 256)) < 0.03
+    assert off({**nn.meta.unbox(method.init(jax.random.key(0))), "teacher": {}, "tokenizer": {}}) > 0.1
+
+
+@pytest.mark.slow
 def test_one_call_draws_from_the_joint_law_of_two_tokens():
     method = enumerated(Pair(), Codes(((-1.0,), (1.0,)), 2), 32, init_steps=0)
     trained = distilled(method, 500, OPTIM, 256)

@@ -1,6 +1,7 @@
-"""Distribution matching distillation 2: its gradient, the discriminator's optimum, simulated inputs of later calls."""
+"""Distribution matching distillation 2: gradient, discriminator's optimum, inputs of later calls, whole trainings."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,14 @@ import numpy as np
 import pytest
 
 from jaxar.config import ConfigError
+from jaxar.methods import _canvas as canvases
 from jaxar.methods import _denoiser as denoisers
-from jaxar.methods import dmd2
-from tests import gaussians
+from jaxar.methods import dmd2, flow_matching
+from jaxar.models import dit
+from jaxar.models.feature_discriminator import FeatureDiscriminator
+from jaxar.train_step import train_step
+from tests import gaussians, toys
+from tests.closed_form import ClosedForm
 
 TEACHER, STUDENT, T = (0.0, 1.0), (0.3, 1.6), 0.4
 
@@ -125,3 +131,105 @@ def test_mistakes_are_named():
         dmd2.build(dmd2.Config(discriminator_width=0), dmd2.Model(), None)
     with pytest.raises(ConfigError, match="sample.steps=0"):
         dmd2.Sampling(0)
+
+
+def played(game, params, frozen, make_batch, section, iterations, watch):
+    """(`watch(state)` after every iteration of `generator_every` steps, the last state), from these parameters."""
+    plan, state = toys.make(game, toys.SGD | section, iterations * game.config.generator_every)
+    players = {name: p.replace(params=params.get(name, p.params)) for name, p in state.players.items()}
+
+    def step(state, active):
+        batch = make_batch(jax.random.fold_in(jax.random.key(5), state.step))
+        return train_step(state, frozen, batch, jax.random.key(1), plan=plan, active=active)[0]
+
+    def iterate(state, _):
+        state = step(state, game.active(0))
+        rest = game.config.generator_every - 1
+        state, _ = jax.lax.scan(lambda s, _: (step(s, game.active(1)), None), state, length=rest)
+        return state, watch(state)
+
+    last, seen = jax.jit(lambda s: jax.lax.scan(iterate, s, length=iterations))(state.replace(players=players))
+    return seen, last
+
+
+@pytest.mark.slow
+def test_a_score_that_is_trained_more_often_keeps_up_with_the_generator():
+    """From three times the width of data, with one learning rate for both. With K = 1 it swings."""
+
+    def widths(generator_every):
+        game = method(adversarial_weight=0.0, discriminator_weight=0.0, generator_every=generator_every)
+        start = gaussians.weights(0.0, 3.0)["params"]
+        seen, _ = played(
+            game,
+            {"generator": start, "score": start},
+            {"teacher": gaussians.weights(*TEACHER)},
+            lambda key: gaussians.batch(512),
+            {"name": "adamw", "learning_rate": 0.02, "b1": 0.0},
+            600,
+            lambda state: state.players["generator"].params["std"][0],
+        )
+        return np.abs(np.asarray(seen))  # their sign is not identified
+
+    often, once = widths(5), widths(1)
+    assert abs(often[-100:].mean() - 1) < 0.02
+    assert once[-100:].std() > 1.5 * often[-100:].std()
+
+
+MODES = 1.5 * np.stack([np.cos(np.pi / 4 * np.arange(8)), np.sin(np.pi / 4 * np.arange(8))], axis=1)
+SPREAD = 0.15
+
+
+@dataclasses.dataclass(frozen=True)
+class Ring(ClosedForm):
+    """The exact denoiser of eight Gaussians on a circle; its student is a small network."""
+
+    kind: str = "linear"
+    canvas: ClassVar[canvases.Canvas] = canvases.Canvas((1, 1, 2), latent=False)
+    num_classes: ClassVar[int] = 1
+
+    def init(self, key):
+        return {"model": {"params": {}}}
+
+    def denoise(self, model, x, t, labels):
+        at = self.path(t).like(x)
+        variance = (at.alpha * SPREAD) ** 2 + at.sigma**2
+        means = jnp.asarray(MODES)[:, None, None, None]  # [8 1 1 1 2]
+        gap = x - at.alpha * means
+        law = jax.nn.softmax(-jnp.sum(gap**2, axis=-1, keepdims=True) / (2 * variance), axis=0)
+        return jnp.sum(law * (means + at.alpha * SPREAD**2 / variance * gap), axis=0)
+
+    def student(self, num_scalars=0):
+        net = dit.DiT(dit.Sizes(num_layers=2, width=48, num_heads=2, patch_size=1), (1, 1, 2), 2, 1, num_scalars)
+        return flow_matching.FlowMatching(net, self.canvas, flow_matching.Config())
+
+
+def ring(key, size=256):
+    """A batch of its data."""
+    which, noise = jax.random.split(key)
+    means = jnp.asarray(MODES)[jax.random.randint(which, (size,), 0, 8)]
+    values = means + SPREAD * jax.random.normal(noise, (size, 2))
+    return {"image": values[:, None, None, :], "label": jnp.zeros(size, int)}
+
+
+def shares(values):
+    """Of samples [b 1 1 2] within three deviations of each mode."""
+    distances = np.linalg.norm(np.asarray(values)[:, 0, 0, None] - MODES, axis=-1)
+    return np.mean(distances < 3 * SPREAD, axis=0)
+
+
+@pytest.mark.slow
+def test_a_student_reaches_all_modes_of_a_ring():
+    teacher = Ring()
+    config = dmd2.Config(adversarial_weight=0.03, discriminator_weight=0.1)
+    game = dmd2.DMD2(teacher, teacher.student(), config, head=FeatureDiscriminator(32))
+    frozen = {"teacher": {"params": {}}}
+    section = {"name": "adamw", "learning_rate": 1e-3, "b2": 0.99, "schedule": {"name": "cosine"}, "ema": (0.99,)}
+    _, last = played(game, {}, frozen, ring, section, 1000, lambda state: 0)
+    keys = jax.random.split(jax.random.key(3), 8000)
+    trained = last.players["generator"]
+    variables = {"generator": {"params": trained.emas["0.99"], **trained.aux}}
+    drawn = jax.jit(lambda: game.sample(variables, {"label": jnp.zeros(8000, int)}, keys, dmd2.Sampling()).latents)()
+    found = shares(drawn)
+    print(found)
+    assert found.min() > 0.05 and found.sum() > 0.9
+    assert shares(ring(jax.random.key(0), 8000)["image"]).min() > 0.1
