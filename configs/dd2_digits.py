@@ -3,9 +3,11 @@
     python -m jaxar.train --config=configs/dd2_digits.py --workdir=out/dd2_digits
 
 Needs its teacher, the run of configs/ar_digits.py in out/ar_digits. The first stage reads tokens of the data set.
+What helped: a long first stage, and no times below 0.3, where codes of 16 dimensions are told apart without error (6.3
+with 300 steps and times from 0.02). The published divergence, "fisher", gives 4.2 where this one gives 3.6, both on 360
+samples.
 
 Cost: about 9 minutes on one CPU core that other work shares.
-Expected: fd_digits 6.3 in 1 call (teacher 1.7, floor 0.86), class consistency 90 %.
 """
 
 from common import base, check_argument
@@ -21,9 +23,11 @@ def get_config(arg: str = "") -> ConfigDict:
     # The law to learn: the teacher's own sampling options.
     config.method = {
         "name": "dd2",
-        "init_steps": 300,
+        "init_steps": 1000,
         "generator_every": 2,
         "draws": 2,
+        "times": (0.3, 0.98),
+        "divergence": "kl",
         "teacher": {"guidance_scale": 1.5, "temperature": 0.9},
     }
     config.optim = {

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import ClassVar
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -225,11 +226,16 @@ def test_a_student_reaches_all_modes_of_a_ring():
     frozen = {"teacher": {"params": {}}}
     section = {"name": "adamw", "learning_rate": 1e-3, "b2": 0.99, "schedule": {"name": "cosine"}, "ema": (0.99,)}
     _, last = played(game, {}, frozen, ring, section, 1000, lambda state: 0)
-    keys = jax.random.split(jax.random.key(3), 8000)
     trained = last.players["generator"]
-    variables = {"generator": {"params": trained.emas["0.99"], **trained.aux}}
-    drawn = jax.jit(lambda: game.sample(variables, {"label": jnp.zeros(8000, int)}, keys, dmd2.Sampling()).latents)()
-    found = shares(drawn)
-    print(found)
-    assert found.min() > 0.05 and found.sum() > 0.9
+    fresh = nn.meta.unbox(game.init(jax.random.key(0)))["generator"]
+    keys = jax.random.split(jax.random.key(3), 8000)
+
+    def reached(generator):
+        cond = {"label": jnp.zeros(8000, int)}
+        return shares(jax.jit(game.sample, static_argnums=3)(generator, cond, keys, dmd2.Sampling()).latents)
+
+    found = reached({"generator": {"params": trained.emas["0.99"], **trained.aux}})
+    assert found.min() > 0.05
+    assert found.sum() > 0.6  # a continuous map of normal noise has to pass from mode to mode
+    assert reached({"generator": fresh}).sum() < 0.4
     assert shares(ring(jax.random.key(0), 8000)["image"]).min() > 0.1
