@@ -209,6 +209,7 @@ def test_a_branch_with_state_trains_on_as_the_run_itself(ar_run, tokenizer_run, 
         train.command(ar_options(tmp_path / "branch", tokenizer_run, "--config.train.num_steps=3"))
 
 
+@pytest.mark.slow
 def test_training_on_a_cache_is_training_on_the_pictures(command, ar_run, tokenizer_run, tmp_path):
     written = command(encode, f"--workdir={tokenizer_run}", f"--out={tmp_path}/cache", "--splits=train")
     assert written["splits"]["train"]["num_examples"] == 1437

@@ -36,6 +36,7 @@ def evaluated(monkeypatch):
     return seen
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_where_it_stopped_and_grows(run, evaluated, ar_run, tmp_path, monkeypatch):
     fixed = (f"--workdir={ar_run}", "--reference=digits", "--num=8", "--seeds=0", f"--out={tmp_path}", "--json")
     scales = ("--guidance_scale=1.5,2.5", "--temperature=0.9")

@@ -31,9 +31,12 @@ def known():
     return [name for name, meta in described.items() if meta.get("family") in families]
 
 
-# Fixtures that differ from another one by an option or two, and the whole Inception network, which compiles for most of
-# a minute; tests/models/inception_test.py has its beginning.
-SLOW = ("inception_fid", "llamagen_t2i_d2", "mar_diffloss", "var_d2_nol2_sharedaln", "var_d2_sharedaln")
+# Fixtures that differ from another one by an option or two, those that compile longest, and the whole Inception
+# network, of which tests/models/inception_test.py has the beginning.
+SLOW = (
+    *("hmar_d2", "inception_fid", "llamagen_t2i_d2", "llamagen_vq16", "mar_d2", "mar_diffloss"),
+    *("var_d2_nol2", "var_d2_nol2_sharedaln", "var_d2_sharedaln", "var_vqvae_c6"),
+)
 
 
 def marked(name):

@@ -88,7 +88,7 @@ def error_of(num_layers):
     return float(losses[-20:].mean())
 
 
-@pytest.mark.parametrize("num_layers", [0, 1])
+@pytest.mark.parametrize("num_layers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_students_learn_gaussians_without_and_with_layers(num_layers):
     assert error_of(num_layers) < 5e-3
 

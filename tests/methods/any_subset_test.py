@@ -87,6 +87,7 @@ def sampler(draft, **options):
     return sample
 
 
+@pytest.mark.slow
 def test_samples_of_the_network_follow_its_density_in_fewer_calls():
     def sample(keys):
         zeros = jnp.zeros((len(keys), LENGTH), jnp.int32)

@@ -77,7 +77,7 @@ def kl(p, q):
 # The sampler.
 
 
-@pytest.mark.parametrize("num_steps, plus", [(2, False), (3, True), (7, True)])
+@pytest.mark.parametrize("num_steps, plus", [pytest.param(2, False, marks=pytest.mark.slow), (3, True), (7, True)])
 def test_untrained_it_is_the_ancestral_sampler_of_its_teacher_bit_for_bit(num_steps, plus):
     guidance = {"guidance_scale": 1.5, "temperature": 0.9}
     config = lsd.Config(num_steps=num_steps, learn_times=plus, teacher=lg.Sampling(**guidance))

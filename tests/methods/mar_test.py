@@ -307,7 +307,8 @@ def off(latents, exact):
     return np.abs(latents - exact).max() / np.abs(exact).max()
 
 
-@pytest.mark.parametrize("encoder, decoder, every", [pytest.param(1, 2, 1, marks=pytest.mark.slow), (0, 1, 9)])
+@pytest.mark.parametrize("encoder, decoder, every", [(1, 2, 1), (0, 1, 9)])
+@pytest.mark.slow
 def test_reuse_is_exact_if_all_is_refreshed_or_keys_depend_on_their_token_alone(encoder, decoder, every):
     assert off(reusing(encoder, decoder, every), reusing(encoder, decoder, None)) < 1e-4
 

@@ -56,7 +56,7 @@ MAPS = {"image": jax.random.normal(jax.random.key(5), (4, 4, 4, 1)), "label": jn
 
 TEACHERS = {"flow": FLOW, "edm": EDM, "diffusion": DIFFUSION, "reflow": REFLOW}
 STUDENTS = (vsd, sid, dmd2, f_distill, tdm, disback, consistency, pcm, boot, progressive)
-FAST = {(progressive, "reflow"), (f_distill, "edm")}
+FAST = {(progressive, "reflow")}
 PAIRS = [
     pytest.param(module, name, marks=() if (module, name) in FAST else pytest.mark.slow, id=f"{module.__name__}-{name}")
     for module in STUDENTS

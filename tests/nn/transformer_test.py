@@ -51,7 +51,7 @@ def plain():
     return output_and_gradient(Stack(SPEC, LAYERS), variables(SPEC), **rotary_call)
 
 
-@pytest.mark.parametrize("remat", ["full", "dots"])
+@pytest.mark.parametrize("remat", [pytest.param("full", marks=pytest.mark.slow), "dots"])
 def test_recomputation_changes_nothing(plain, remat):
     other = output_and_gradient(Stack(SPEC, LAYERS, remat=remat), variables(SPEC), **rotary_call)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), plain, other)
