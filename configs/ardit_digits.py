@@ -16,12 +16,12 @@ def get_config(arg: str = "") -> ConfigDict:
     config.teacher = {"from_": "out/mar_flow_digits"}
     config.method = {"name": "ardit", "guidance_scale": 1.5}
     config.optim = {
-        "learning_rate": 2e-4,
-        "schedule": {"name": "constant", "warmup_steps": 100},
+        "learning_rate": 5e-4,
+        "schedule": {"name": "cosine", "warmup_steps": 100},
         "weight_decay": 0.0,
         "ema": (0.995,),
     }
-    config.train = {"num_steps": 2000, "batch_size": 64, "checkpoint_every": 500}
+    config.train = {"num_steps": 1000, "batch_size": 64, "checkpoint_every": 500}
     config.sample = {"num_steps": 16}
     config.eval = {"every": 500, "sample_every": 1000, "reference": "digits", "ema": "0.995"}
     if arg == "smoke":

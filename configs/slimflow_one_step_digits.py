@@ -1,4 +1,4 @@
-"""One step of the small rectified flow of 8x8 digits: 0.2M parameters.
+"""One step of the small rectified flow of 8x8 digits: 0.4M parameters.
 
     python -m jaxar.train --config=configs/slimflow_one_step_digits.py --workdir=out/slimflow_one_step_digits
 
@@ -13,5 +13,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config = slimflow_digits.get_config(arg)
     config.teacher.from_ = "out/slimflow_digits"
     config.method.distil = True
+    if arg != "smoke":
+        config.train.num_steps = 1500
     config.method.teacher = {}  # the first run has learnt the guided flow
     return config
