@@ -3,6 +3,9 @@
     python -m jaxar.train --config=configs/dd2_next_scale_digits.py --workdir=out/dd2_next_scale_digits
 
 Needs its teacher, the run of configs/next_scale_digits.py in out/next_scale_digits.
+
+Cost: about 29 minutes on one CPU core that other work shares.
+Expected: fd_digits 5.3 in 1 call (teacher 2.5, floor 0.86), class consistency 99 %.
 """
 
 import dd2_digits

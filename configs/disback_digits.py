@@ -4,6 +4,9 @@
 
 Needs its teacher, the run of configs/flow_digits.py in out/flow_digits. The first 400 steps train the score
 alone.
+
+Cost: about 6 minutes on one CPU core that other work shares.
+Expected: fd_digits 3.4 in 1 call (teacher 2.6, floor 0.86), class consistency 100 %.
 """
 
 import vsd_digits

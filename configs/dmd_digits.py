@@ -4,6 +4,9 @@
 
 Needs its teacher, the run of configs/flow_digits.py in out/flow_digits. The teacher solves its
 ODE in every step, no pairs are stored.
+
+Cost: about 23 minutes on one CPU core that other work shares.
+Expected: fd_digits 2.8 in 1 call (teacher 2.6, floor 0.86), class consistency 100 %.
 """
 
 import vsd_digits

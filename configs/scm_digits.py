@@ -3,6 +3,10 @@
     python -m jaxar.train --config=configs/scm_digits.py --workdir=out/scm_digits
 
 With --config.teacher.from_=WORKDIR the flow model of configs/flow_digits.py:cosine there teaches.
+From random weights 3,000 steps are not enough: the published training begins with the weights of a diffusion model.
+
+Cost: about 8 minutes on one CPU core that other work shares.
+Expected: fd_digits 54.0 in 1 call (floor 0.86), class consistency 13 %.
 """
 
 from common import digits_student

@@ -1,6 +1,9 @@
 """Shortcut model over the pixels of 8x8 digits: any number of steps that is a power of two, trained without a teacher.
 
 python -m jaxar.train --config=configs/shortcut_digits.py --workdir=out/shortcut_digits
+
+Cost: about 15 minutes on one CPU core that other work shares.
+Expected: fd_digits 7.5 in 1 call (floor 0.86), class consistency 96 %.
 """
 
 from common import digits_student

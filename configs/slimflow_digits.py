@@ -3,6 +3,9 @@
     python -m jaxar.train --config=configs/slimflow_digits.py --workdir=out/slimflow_digits
 
 Needs its teacher, the run of configs/flow_digits.py in out/flow_digits. It is the teacher of slimflow_one_step_digits.
+
+Cost: about 21 minutes on one CPU core that other work shares.
+Expected: fd_digits 4.5 in 1 call (teacher 2.6, floor 0.86), class consistency 100 %.
 """
 
 from common import digits_student

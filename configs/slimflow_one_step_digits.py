@@ -3,6 +3,9 @@
     python -m jaxar.train --config=configs/slimflow_one_step_digits.py --workdir=out/slimflow_one_step_digits
 
 Needs its teacher, the run of configs/slimflow_digits.py in out/slimflow_digits.
+
+Cost: about 6 minutes on one CPU core that other work shares.
+Expected: fd_digits 3.1 in 1 call (teacher 4.5, floor 0.86), class consistency 100 %.
 """
 
 import slimflow_digits

@@ -3,6 +3,9 @@
     python -m jaxar.train --config=configs/tdm_digits.py --workdir=out/tdm_digits
 
 Needs its teacher, the run of configs/flow_digits.py in out/flow_digits.
+
+Cost: about 20 minutes on one CPU core that other work shares.
+Expected: fd_digits 2.7 in 4 calls (teacher 2.6, floor 0.86), class consistency 100 %.
 """
 
 import vsd_digits

@@ -4,6 +4,9 @@
 
 Needs its teacher, the run of configs/flow_digits.py in out/flow_digits, from whose weights generator and score start.
 The other configurations of score distillation build on this one.
+
+Cost: about 14 minutes on one CPU core that other work shares.
+Expected: fd_digits 3.1 in 1 call (teacher 2.6, floor 0.86), class consistency 100 %.
 """
 
 from common import digits_student
