@@ -3,6 +3,9 @@
     python -m jaxar.train --config=configs/ardit_digits.py --workdir=out/ardit_digits
 
 Needs its teacher, the run of configs/mar_flow_digits.py in out/mar_flow_digits.
+
+Cost: about 21 minutes on one CPU core that other work shares.
+Expected: fd_digits 3.9 in 16 calls (floor 0.86), class consistency 99 %.
 """
 
 from common import base, check_argument
