@@ -8,7 +8,6 @@ with 300 steps and times from 0.02). The published divergence, "fisher", gives 4
 samples.
 
 Cost: about 9 minutes on one CPU core that other work shares.
-
 Expected: fd_digits 3.8 in 1 call (teacher 1.7, floor 0.86), class consistency 94 %.
 """
 

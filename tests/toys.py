@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxar import optim, partition, state
 from jaxar.methods.base import LossAux, LossSpec, Method, PlayerSpec, Stage
-from jaxar.train_step import Plan
+from jaxar.train_step import Plan, train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,3 +76,30 @@ def make(method, section=SGD, num_steps=100, **plan):
     optimizers = optim.build(section, method, num_steps)
     mesh = partition.single_device_mesh()
     return Plan(method, optimizers, **plan), state.create(method, optimizers, mesh, jax.random.key(0))
+
+
+def alternated(method, section, frozen, make_batch, iterations, params=None, watch=lambda state: None):
+    """(`watch(state)` of every iteration, the last state) of a method whose generator waits, in one program.
+
+    Args:
+      make_batch: a key to a batch; every step has its own.
+      iterations: of `generator_every` steps each, of which the first trains all players.
+      params: where players start, by name; those left out start fresh.
+    """
+    every = method.config.generator_every
+    plan, begun = make(method, section, iterations * every)
+    begun = begun.replace(
+        players={name: p.replace(params=(params or {}).get(name, p.params)) for name, p in begun.players.items()}
+    )
+
+    def step(current, active):
+        batch = make_batch(jax.random.fold_in(jax.random.key(5), current.step))
+        return train_step(current, frozen, batch, jax.random.key(1), plan=plan, active=active)[0]
+
+    def iterate(current, _):
+        current = step(current, method.active(0))
+        current, _ = jax.lax.scan(lambda c, _: (step(c, method.active(1)), None), current, length=every - 1)
+        return current, watch(current)
+
+    last, seen = jax.jit(lambda c: jax.lax.scan(iterate, c, length=iterations))(begun)
+    return seen, last

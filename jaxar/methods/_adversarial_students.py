@@ -2,8 +2,8 @@
 
     discriminator: max(0, 1 - l(wanted)) + max(0, 1 + l(found)),    student: its own loss - weight l(found)
 
-Both maps are noised further first, since where they are they share hardly any points; l reads features of the frozen
-teacher at the noisier time, in which form a head of few weights is enough.
+Both maps are noised further first: where they landed their laws hardly overlap. l is a small head on features that the
+frozen teacher has of them at the noisier time.
 
 Reference: Wang et al., Phased Consistency Model, 2024, Sec. 3.3; Liu et al., SCott, 2024. Difference: the second adds
 weights of low rank to the teacher's features, which are left as they are here.

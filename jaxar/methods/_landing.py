@@ -53,7 +53,10 @@ class Neighbours(NamedTuple):
 
 
 class Landings(NamedTuple):
-    """Where calls from two neighbours landed: `found` from the later, `target`, without gradient, from the earlier."""
+    """Where calls from two neighbours landed: `found` from the later, `target`, without gradient, from the earlier.
+
+    `end`: the times of both.
+    """
 
     found: Float[Array, "b h w c"]
     target: Float[Array, "b h w c"]

@@ -27,15 +27,15 @@ class Line:
         return variables["params"]["slope"] * features[..., :channels].mean((1, 2)) + variables["params"]["offset"]
 
 
-def phased(**changes):
-    config = pcm.Config(phases=2, levels=10, huber=None, adversarial=adversarial.Adversarial(WEIGHT, 4), **changes)
+def phased():
+    config = pcm.Config(phases=2, levels=10, huber=None, adversarial=adversarial.Adversarial(WEIGHT, 4))
     made = with_line(pcm.PCM)(exact.Exact(), exact.Exact(), config)
     ends = tuple(float(time) for time in made.level(np.array(config.edges)))
     return dataclasses.replace(made, network=exact.Exact("end", ends=ends))
 
 
-def stochastic(**changes):
-    config = scott.Config(levels=12, target_decay=None, adversarial=adversarial.Adversarial(WEIGHT, 4), **changes)
+def stochastic():
+    config = scott.Config(levels=12, target_decay=None, adversarial=adversarial.Adversarial(WEIGHT, 4))
     return with_line(scott.SCott)(exact.Exact("end"), exact.Exact(), config)
 
 
@@ -106,10 +106,10 @@ def test_the_discriminators_loss_is_the_hinge(make):
         np.testing.assert_allclose(ours, expected, rtol=0.03)
 
 
-def gradient(method, variables, given, loss="loss"):
+def gradient(method, variables, given):
     def value(params):
         model = {**variables["model"], "params": params}
-        return getattr(method, loss)({**variables, "model": model}, given, jax.random.key(2), jnp.int32(0))[0]
+        return method.loss({**variables, "model": model}, given, jax.random.key(2), jnp.int32(0))[0]
 
     return jax.jit(jax.grad(value))(variables["model"]["params"])
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxar import optim, partition, state
+from jaxar import state
 from jaxar.config import ConfigError
 from jaxar.decoding import logits as lg
 from jaxar.diffusion import token_scores
@@ -23,7 +23,7 @@ from jaxar.tokenizers import multiscale_vq, vq
 from jaxar.tokenizers._quantizers import L2VQ
 from jaxar.tokenizers._quantizers import VQ as PlainVQ
 from jaxar.tokenizers.base import ImageSpec, TokenSpec
-from jaxar.train_step import Plan, train_step
+from tests import toys
 
 CLASSES, VOCAB, BATCH = 2, 3, 2
 STACK = ConvStack(4, (1, 1), num_res_blocks=1, groups=2)
@@ -322,21 +322,8 @@ def distance(ids):
 
 def distilled(method, iterations, section, batch_size):
     """The averaged generator after the second stage, in which every iteration is `generator_every` steps."""
-    optimizers = optim.build(section, method, iterations * method.config.generator_every)
-    plan = Plan(method, optimizers)
-    begun = state.create(method, optimizers, partition.single_device_mesh(), jax.random.key(0))
-    batch = {"label": jnp.zeros(batch_size, jnp.int32)}
-    frozen = {"teacher": {}, "tokenizer": {}}
-
-    def step(current, active):
-        return train_step(current, frozen, batch, jax.random.key(1), plan=plan, active=active)[0]
-
-    def iterate(current, _):
-        current = step(current, ("score", "generator"))
-        rest = jax.lax.scan(lambda c, _: (step(c, ("score",)), None), current, length=method.config.generator_every - 1)
-        return rest[0], None
-
-    trained = jax.jit(lambda c: jax.lax.scan(iterate, c, length=iterations)[0])(begun)
+    batch, frozen = {"label": jnp.zeros(batch_size, jnp.int32)}, {"teacher": {}, "tokenizer": {}}
+    _, trained = toys.alternated(method, section, frozen, lambda key: batch, iterations)
     return {"generator": {"params": trained.players["generator"].emas["0.99"]}, **frozen}
 
 

@@ -15,7 +15,6 @@ from jaxar.methods import _denoiser as denoisers
 from jaxar.methods import dmd2, flow_matching
 from jaxar.models import dit
 from jaxar.models.feature_discriminator import FeatureDiscriminator
-from jaxar.train_step import train_step
 from tests import gaussians, toys
 from tests.closed_form import ClosedForm
 
@@ -134,25 +133,6 @@ def test_mistakes_are_named():
         dmd2.Sampling(0)
 
 
-def played(game, params, frozen, make_batch, section, iterations, watch):
-    """(`watch(state)` after every iteration of `generator_every` steps, the last state), from these parameters."""
-    plan, state = toys.make(game, toys.SGD | section, iterations * game.config.generator_every)
-    players = {name: p.replace(params=params.get(name, p.params)) for name, p in state.players.items()}
-
-    def step(state, active):
-        batch = make_batch(jax.random.fold_in(jax.random.key(5), state.step))
-        return train_step(state, frozen, batch, jax.random.key(1), plan=plan, active=active)[0]
-
-    def iterate(state, _):
-        state = step(state, game.active(0))
-        rest = game.config.generator_every - 1
-        state, _ = jax.lax.scan(lambda s, _: (step(s, game.active(1)), None), state, length=rest)
-        return state, watch(state)
-
-    last, seen = jax.jit(lambda s: jax.lax.scan(iterate, s, length=iterations))(state.replace(players=players))
-    return seen, last
-
-
 @pytest.mark.slow
 def test_a_score_that_is_trained_more_often_keeps_up_with_the_generator():
     """From three times the width of data, with one learning rate for both. With K = 1 it swings."""
@@ -160,13 +140,13 @@ def test_a_score_that_is_trained_more_often_keeps_up_with_the_generator():
     def widths(generator_every):
         game = method(adversarial_weight=0.0, discriminator_weight=0.0, generator_every=generator_every)
         start = gaussians.weights(0.0, 3.0)["params"]
-        seen, _ = played(
+        seen, _ = toys.alternated(
             game,
-            {"generator": start, "score": start},
+            toys.SGD | {"name": "adamw", "learning_rate": 0.02, "b1": 0.0},
             {"teacher": gaussians.weights(*TEACHER)},
             lambda key: gaussians.batch(512),
-            {"name": "adamw", "learning_rate": 0.02, "b1": 0.0},
             600,
+            {"generator": start, "score": start},
             lambda state: state.players["generator"].params["std"][0],
         )
         return np.abs(np.asarray(seen))  # their sign is not identified
@@ -223,9 +203,8 @@ def test_a_student_reaches_all_modes_of_a_ring():
     teacher = Ring()
     config = dmd2.Config(adversarial_weight=0.03, discriminator_weight=0.1)
     game = dmd2.DMD2(teacher, teacher.student(), config, head=FeatureDiscriminator(32))
-    frozen = {"teacher": {"params": {}}}
-    section = {"name": "adamw", "learning_rate": 1e-3, "b2": 0.99, "schedule": {"name": "cosine"}, "ema": (0.99,)}
-    _, last = played(game, {}, frozen, ring, section, 1000, lambda state: 0)
+    changed = {"name": "adamw", "learning_rate": 1e-3, "b2": 0.99, "schedule": {"name": "cosine"}, "ema": (0.99,)}
+    _, last = toys.alternated(game, toys.SGD | changed, {"teacher": {"params": {}}}, ring, 1000)
     trained = last.players["generator"]
     fresh = nn.meta.unbox(game.init(jax.random.key(0)))["generator"]
     keys = jax.random.split(jax.random.key(3), 8000)
