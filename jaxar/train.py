@@ -37,10 +37,15 @@ def train(config: dict[str, Any], folder: pathlib.Path, profile_steps: int = 0) 
     Returns:
       True if the last step is done and saved, False if SIGTERM stopped it after a save.
     Raises:
-      ConfigError: see `prepare`. FloatingPointError: too many refused updates in a row.
+      ConfigError: see `prepare` and `workdir.held`. FloatingPointError: too many refused updates in a row.
     """
     setup = prepare(config, folder)
-    keeper = checkpoints.Checkpoints(folder / "checkpoints", setup.train.keep)
+    with workdir.held(folder):
+        return _run(setup, profile_steps)
+
+
+def _run(setup: Setup, profile_steps: int) -> bool:
+    keeper = checkpoints.Checkpoints(setup.folder / "checkpoints", setup.train.keep)
     stop = _StopSignal()
     try:
         state = _restore_or_create(setup, keeper)

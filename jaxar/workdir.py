@@ -8,14 +8,18 @@ checkpoints/      Orbax, a folder per step
 parents/NAME/     weights copied from another run, with their origin in parent.json
 samples/          grids drawn while training
 DONE              written when the last step is saved
+.lock             held by the process that trains
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import pathlib
 import platform
 import subprocess
+from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
 
@@ -62,6 +66,35 @@ def normalized(config: dict[str, Any]) -> dict[str, Any]:
 def started(workdir: pathlib.Path) -> bool:
     """Whether a run has passed its checks there: its configuration is written last."""
     return (workdir / "config.json").is_file()
+
+
+@contextlib.contextmanager
+def held(workdir: pathlib.Path) -> Iterator[None]:
+    """Keeps every other training out of a workdir until the block or the process ends, however it ends.
+
+    One process of a job holds it for all. Where the file system has no locks, nothing is kept out.
+
+    Raises:
+      ConfigError: another training holds it.
+    """
+    if jax.process_index():
+        yield
+        return
+    with (workdir / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise ConfigError(
+                f"--workdir={str(workdir)!r} is being trained by {file.read() or 'another process'}; wait until that "
+                "ends, stop it, or choose another folder"
+            ) from error
+        except OSError:  # no locks here
+            pass
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        yield
 
 
 def open_config(workdir: pathlib.Path, role: str) -> dict[str, Any]:

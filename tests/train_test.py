@@ -151,6 +151,16 @@ def test_a_finished_run_is_left_alone(whole):
     assert written() == before and figures(whole) == lines
 
 
+def test_a_workdir_has_one_training_at_a_time(copy):
+    lines = figures(copy)
+    with workdir.held(copy):
+        code, stderr = start(copy)
+    assert code == cli.USER_ERROR and f"is being trained by process {os.getpid()} on" in stderr
+    assert figures(copy) == lines
+    with workdir.held(copy):  # it was given back
+        pass
+
+
 def test_a_workdir_says_what_it_is(whole):
     config = workdir.read_json(whole / "config.json")
     assert config["train"]["num_steps"] == STEPS and config["tokenizer"]["name"] == "vq"
