@@ -6,13 +6,14 @@ On the path of constant variance, at the angle a = pi t / 2, the network predict
 
 which must not change along a trajectory. F is pulled along the tangent cos(a) df/da,
 
-    g = -cos^2(a) (F - dx/da) - r cos(a) sin(a) (x + dF/da),    loss = |F - stop(F + g / (|g| + c))|^2 / tan(a)
+    g = -cos^2(a) (F - dx/da) - r cos(a) sin(a) (x + dF/da),    loss = |F - stop(F + g / (|g| + c))|^2
 
 dx/da is the guided teacher's, or that of data without one; dF/da is one forward-mode derivative; r rises from 0 to 1 at
 the start of training.
 
 Reference: Lu & Song, Simplifying, Stabilizing and Scaling Continuous-Time Consistency Models, 2025, Sec. 4.
-Differences: the deviation of the data counts as 1, and the weight of each time is not learnt.
+Differences: the deviation of the data counts as 1, and times have no learned weights. Those would settle at the inverse
+of the loss at each time, which is 1 / |g / (|g| + c)|^2: nearly 1 everywhere.
 """
 
 import dataclasses
@@ -80,7 +81,7 @@ class SCM(students.Student):
         found, tangent = self.tangent(variables["model"], noised, velocity, t, cond["label"], self.rise(step))
         length = jnp.sqrt(jnp.mean(tangent**2, axis=(1, 2, 3), keepdims=True))
         target = jax.lax.stop_gradient(found + tangent / (length + self.config.norm_eps))
-        return students.squared(found, target) / ratio
+        return students.squared(found, target)
 
     def rise(self, step: Int[Array, ""]) -> Float[Array, ""]:
         """r at a step of training."""

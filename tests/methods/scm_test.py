@@ -62,6 +62,12 @@ def test_with_a_teacher_the_exact_function_stays_and_data_agree_in_expectation()
     assert np.abs(exact.deviations(wrong)).max() > 8
 
 
+def test_no_time_outweighs_another():
+    """Errors are |g / (|g| + c)|^2, below 1 at every time."""
+    found = exact.errors(method("denoiser", warmup_steps=0, mean=-3.0))
+    assert 0 < found.max() < 1
+
+
 def test_the_derivative_enters_by_degrees():
     rises = [float(method(warmup_steps=9).rise(jnp.int32(step))) for step in (0, 4, 9, 100, students.LATEST)]
     np.testing.assert_allclose(rises, [0.1, 0.5, 1, 1, 1])
