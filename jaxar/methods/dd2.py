@@ -14,10 +14,13 @@ Before that, the score learns D_T itself on given tokens ("ground truth score"),
 
 Codes are divided by their root mean square: noise and tokens are of one size, whatever the tokenizer's.
 
+Generator and score give a velocity v, and D = x - t v. With `mixture` the score starts, but for the teacher's guidance
+and filters, as D_T: it keeps the teacher's head, and D is the mean of a Dirac mixture with these laws, less t v.
+
 Reference: Liu et al., Distilled Decoding 2: One-step Sampling of Image Auto-regressive Models with Conditional Score
 Distillation, 2025. Difference: what precedes a token enters teacher and score as the nearest codes, so that the teacher
 is asked for what it knows; the law that is matched is that of these codes. The first stage may read tokens of data,
-published are those of the teacher.
+published are those of the teacher. Not published: `mixture`, and generators that are called before t = 1.
 """
 
 import dataclasses
@@ -42,9 +45,15 @@ from jaxar.typing import Array, Float, Int, Key, Keys, Metrics, Params, Variable
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """The `model` section: the layers are the teacher's. `head`: sizes of the head that denoises a token."""
+    """The `model` section: the layers are the teacher's.
+
+    Attributes:
+      head: sizes of the head that denoises a token.
+      mixture: what it gives corrects a Dirac mixture with the laws of the teacher's head, which is kept and trained.
+    """
 
     head: diffusion_head.Sizes = diffusion_head.Sizes()  # noqa: RUF009 - frozen
+    mixture: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +67,8 @@ class Config:
       times: between which they are drawn. Near 0 tokens are nearly clean, near 1 nothing is left of them.
       divergence: "fisher", the published one, or "kl"; see `diffusion.token_scores`.
       alpha: of the first.
+      call: time at which the generator is called: it takes noise of that size for a noised token. At 1, as published,
+        the denoiser that it starts as sees nothing in it, and gives the same tokens for any noise.
       teacher: how the teacher decodes; guidance and filters are part of the law that the generator learns.
     """
 
@@ -67,6 +78,7 @@ class Config:
     times: tuple[float, float] = (0.02, 0.98)
     divergence: token_scores.Divergence = "fisher"
     alpha: float = 1.0
+    call: float = 1.0
     teacher: lg.Sampling = lg.Sampling()  # noqa: RUF009 - frozen
 
     def __post_init__(self):
@@ -77,6 +89,8 @@ class Config:
                 raise ConfigError(f"method.{name}={getattr(self, name)} must be at least 1")
         if not 0 < self.times[0] < self.times[1] <= 1:
             raise ConfigError(f"method.times={self.times} must satisfy 0 < from < to <= 1")
+        if not 0 < self.call <= 1:
+            raise ConfigError(f"method.call={self.call} must lie in (0, 1]; 1 is noise alone")
         if self.teacher.greedy:
             raise ConfigError("method.teacher.greedy=True leaves nothing to distil; use a temperature")
 
@@ -115,8 +129,8 @@ class DD2(Method):
         values, t = jnp.zeros((1, spec.num_tokens, spec.channels)), jnp.ones((1, 1, spec.num_tokens))
         inputs = values[:, spec.scale_lengths[0] :] if spec.multiscale else jnp.zeros(t.shape[1:], jnp.int32)
         return {
-            "generator": self.network.init(generator_key, values, label, method="generate"),
-            "score": self.network.init(score_key, inputs, label, values[None], t, method="velocity"),
+            "generator": self.network.init(generator_key, values, label, values[None], t, method="after_noise"),
+            "score": self.network.init(score_key, inputs, label, values[None], t, method="after_tokens"),
         }
 
     def warm_start(self, params: dict[str, Params], frozen: dict[str, Variables]) -> dict[str, Params]:
@@ -153,9 +167,8 @@ class DD2(Method):
         values = codes[jax.random.categorical(token_key, laws)]
         draws = token_scores.draw(draw_key, self.config.draws, values.shape, self.config.times)
         x = token_scores.noised(values, draws)
-        target = (x - teacher_denoiser(codes, laws)(x, draws.t)) / draws.t[..., None]
-        error = self._velocity(variables, ids, labels, x, draws.t) - jax.lax.stop_gradient(target)
-        return jnp.mean(jnp.square(error)), LossAux({})
+        gap = dirac_denoiser(codes, laws)(x, draws.t) - self._score(variables, ids, labels)(x, draws.t)
+        return jnp.mean(jnp.square(gap / draws.t[..., None])), LossAux({})
 
     def score_loss(
         self, variables: dict[str, Variables], batch: Batch, key: Key, step: Int[Array, ""]
@@ -165,7 +178,7 @@ class DD2(Method):
         values = jax.lax.stop_gradient(values)
         ids = quantize.nearest(values, self.codes(variables))
         x = token_scores.noised(values, draws)
-        velocity = self._velocity(variables, ids, batch["label"], x, draws.t)
+        velocity = (x - self._score(variables, ids, batch["label"])(x, draws.t)) / draws.t[..., None]
         return token_scores.velocity_error(velocity, values, draws).mean(), LossAux({})
 
     def generator_loss(
@@ -189,11 +202,7 @@ class DD2(Method):
         codes = self.codes(variables)
         ids = quantize.nearest(values, codes)
         laws = self._laws(variables, ids, labels)
-
-        def score(x: Float[Array, "m b n e"], t: Float[Array, "m b n"]) -> Float[Array, "m b n e"]:
-            return x - t[..., None] * self._velocity(variables, ids, labels, x, t)
-
-        return teacher_denoiser(codes, laws), score, ids, laws
+        return dirac_denoiser(codes, laws), self._score(variables, ids, labels), ids, laws
 
     def evaluate(self, variables: dict[str, Variables], batch: Batch, key: Key) -> Metrics:
         """Figures [b] of new samples with the labels of the batch.
@@ -231,7 +240,10 @@ class DD2(Method):
         self, variables: dict[str, Variables], noise: Float[Array, "b n e"], labels: Int[Array, "b"]
     ) -> Float[Array, "b n e"]:
         """What the generator makes of noise, in the units of `codes`."""
-        return self.network.apply(variables["generator"], noise, labels, method="generate")
+        t = jnp.full((1, *noise.shape[:2]), self.config.call)
+        x = self.config.call * noise[None]
+        found = self.network.apply(variables["generator"], noise, labels, x, t, method="after_noise")
+        return self._denoised(variables, found, x, t)[0]
 
     def noise(self, keys: Keys) -> Float[Array, "b n e"]:
         """Normal noise for all tokens, from the key of each sample."""
@@ -249,19 +261,28 @@ class DD2(Method):
         known = {"model": variables["teacher"], "tokenizer": variables["tokenizer"]}
         return jax.lax.stop_gradient(self.teacher.log_laws(known, ids, {"label": labels}, self.options))
 
-    def _velocity(
-        self,
-        variables: dict[str, Variables],
-        ids: Int[Array, "b n"],
-        labels: Int[Array, "b"],
-        x: Float[Array, "m b n e"],
-        t: Float[Array, "m b n"],
-    ) -> Float[Array, "m b n e"]:
-        """The score network's, given what precedes each of `ids`."""
+    def _score(self, variables: dict[str, Variables], ids: Int[Array, "b n"], labels: Int[Array, "b"]) -> Denoise:
+        """D_S given what precedes each of `ids`."""
         inputs = ids
         if self.tokenizer.spec.multiscale:
             inputs = self.tokenizer.teacher_input(variables["tokenizer"], ids)
-        return self.network.apply(variables["score"], inputs, labels, x, t, method="velocity")
+
+        def denoise(x: Float[Array, "m b n e"], t: Float[Array, "m b n"]) -> Float[Array, "m b n e"]:
+            found = self.network.apply(variables["score"], inputs, labels, x, t, method="after_tokens")
+            return self._denoised(variables, found, x, t)
+
+        return denoise
+
+    def _denoised(
+        self,
+        variables: dict[str, Variables],
+        found: token_denoiser.Outputs,
+        x: Float[Array, "m b n e"],
+        t: Float[Array, "m b n"],
+    ) -> Float[Array, "m b n e"]:
+        """D, from what a network says about noised tokens."""
+        origin = x if found.logits is None else dirac_denoiser(self.codes(variables), found.logits)(x, t)
+        return origin - t[..., None] * found.velocity
 
     def sample(self, variables: dict[str, Variables], cond: Cond, keys: Keys, options: Sampling) -> Tokens:
         values = self.generate(variables, self.noise(keys), cond["label"])
@@ -271,8 +292,8 @@ class DD2(Method):
         return 1
 
 
-def teacher_denoiser(codes: Float[Array, "v e"], laws: Float[Array, "b n v"]) -> Denoise:
-    """D_T of the Dirac mixtures with these logarithms of probabilities."""
+def dirac_denoiser(codes: Float[Array, "v e"], laws: Float[Array, "b n v"]) -> Denoise:
+    """The denoiser of tokens whose probabilities have these logarithms, up to a constant of each token."""
 
     def denoise(x: Float[Array, "m b n e"], t: Float[Array, "m b n"]) -> Float[Array, "m b n e"]:
         return codebook.denoise(x, t, codes, jnp.broadcast_to(laws, (*t.shape, laws.shape[-1])))
@@ -296,10 +317,11 @@ def build(config: Config, model: Model, task: Task) -> DD2:
     """
     teacher, spec = task.teacher, task.tokens
     chosen = dataclasses.asdict(config.teacher)
+    own = dict(head_sizes=model.head, mixture=model.mixture)
     if isinstance(teacher, ar.AR) and teacher.network.text is None:
         net = teacher.network
         network = token_denoiser.RasterDenoiser(
-            net.sizes, net.vocab_size, net.grid, net.num_classes, channels=spec.channels, head_sizes=model.head
+            net.sizes, net.vocab_size, net.grid, net.num_classes, channels=spec.channels, **own
         )
         options = ar.Sampling(**chosen)
     elif type(teacher) is next_scale.NextScale:  # those derived from it see and draw other things
@@ -311,7 +333,7 @@ def build(config: Config, model: Model, task: Task) -> DD2:
             net.channels,
             net.num_classes,
             scales=spec.scales,
-            head_sizes=model.head,
+            **own,
         )
         options = next_scale.Sampling(**chosen)
     else:

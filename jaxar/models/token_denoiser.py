@@ -1,19 +1,22 @@
 """Students of autoregressive teachers with continuous tokens: the teacher's layers, and a small head that denoises.
 
-One network has two uses, with the layers and, under the same names, the weights of its teacher:
+One network has two uses, with the layers and, under the same names, the weights of its teacher. They differ in what the
+layers read before a token; the head sees one noised token and the vector of its position, and may be asked at many
+times for one run of the layers.
 
-* `velocity` denoises the tokens of a sequence, each given all tokens before it. The layers read what the teacher reads
-  and run once; the head, which sees one noised token and the vector of its position, may be asked at many times.
-* `generate` turns noise into tokens in one call. The layers read noise in the place of tokens, so that the vector of a
-  position depends on the noise of earlier ones; the head takes the position's own noise for a token at time 1.
+* `after_tokens`: the layers read what the teacher reads, and a noised token is denoised given all clean ones before it.
+* `after_noise`: the layers read noise in the place of tokens, so that all tokens can be made of noise in one call, each
+  given the noise of earlier ones.
 
 Reference: Liu et al., Distilled Decoding 2: One-step Sampling of Image Auto-regressive Models with Conditional Score
 Distillation, 2025. How noise enters a next-scale model is not published: here the noise of a scale is enlarged to the
 next one, as the tokenizer enlarges codes, and takes the place of the tokenizer's features. A raster model looks clean
-tokens up in its table and has a linear map for noise, where the published one fits a network to the table.
+tokens up in its table and has a linear map for noise, where the published one fits a network to the table. The
+teacher's own head, which `mixture` keeps, is not in the publication.
 """
 
 import itertools
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -30,16 +33,28 @@ _STDDEV = 0.02
 _TIME = 1000  # what the head sees at t = 1
 
 
+class Outputs(NamedTuple):
+    """About each noised token, float32: a velocity [m b n e], and logits over the codes [b n v] or None.
+
+    The logits are those of the token's position, before its noised value is seen.
+    """
+
+    velocity: Array
+    logits: Array | None
+
+
 class RasterDenoiser(causal.CausalTransformer):
     """The student of a class-conditional `CausalTransformer`.
 
     Attributes:
       channels: of a code.
       head_sizes: of the head.
+      mixture: keeps the teacher's head beside it, for `Outputs.logits`.
     """
 
     channels: int = 0
     head_sizes: diffusion_head.Sizes = diffusion_head.Sizes()
+    mixture: bool = False
 
     def setup(self):
         super().setup()
@@ -52,36 +67,37 @@ class RasterDenoiser(causal.CausalTransformer):
         )
         self.velocity_head = _head(self.head_sizes, self.channels, self.sizes)
 
-    def generate(self, noise: Float[Array, "b n e"], labels: Int[Array, "b"]) -> Float[Array, "b n e"]:
-        """Tokens, float32: noise - velocity(noise, 1).
+    def after_noise(
+        self,
+        noise: Float[Array, "b n e"],
+        labels: Int[Array, "b"],
+        x: Float[Array, "m b n e"],
+        t: Float[Array, "m b n"],
+    ) -> Outputs:
+        """About noised tokens, given the noise before them.
 
         Args:
           noise: standard normal.
           labels: below num_classes.
-        """
-        features = self._features(self.noise_projection(noise[:, :-1]), labels)
-        return noise - _velocity(self.velocity_head, noise[None], jnp.ones((1, *noise.shape[:2])), features)[0]
-
-    def velocity(
-        self, ids: Int[Array, "b n"], labels: Int[Array, "b"], x: Float[Array, "m b n e"], t: Float[Array, "m b n"]
-    ) -> Float[Array, "m b n e"]:
-        """Expectation of noise - token for each noised token, given the clean ones before it; float32.
-
-        Args:
-          ids: clean tokens.
-          labels: below num_classes.
           x: noised tokens, m of each.
           t: in [0, 1].
         """
-        features = self._features(self.token_embedding(ids[:, :-1]), labels)
-        return _velocity(self.velocity_head, x, t, features)
+        return self._outputs(self.noise_projection(noise[:, :-1]), labels, x, t)
 
-    def _features(self, x: Float[Array, "b t d"], labels: Int[Array, "b"]) -> Float[Array, "b n d"]:
-        """The vectors of all positions; `x` stands for all tokens but the last."""
-        x = jnp.concatenate([self.class_embedding(labels)[:, None], x], axis=1)
-        rotary = jax.tree.map(lambda table: table[: x.shape[1]], self.rotary())
-        x, _ = self.stack(x, rotary=rotary, mask=MaskSpec.causal(x.shape[1]))
-        return self.norm(x)
+    def after_tokens(
+        self, ids: Int[Array, "b n"], labels: Int[Array, "b"], x: Float[Array, "m b n e"], t: Float[Array, "m b n"]
+    ) -> Outputs:
+        """About noised tokens, given the clean ones before them, whose ids are `ids`."""
+        return self._outputs(self.token_embedding(ids[:, :-1]), labels, x, t)
+
+    def _outputs(self, before: Float[Array, "b k d"], labels: Array, x: Array, t: Array) -> Outputs:
+        """`before` stands for all tokens but the last."""
+        sequence = jnp.concatenate([self.class_embedding(labels)[:, None], before], axis=1)
+        rotary = jax.tree.map(lambda table: table[: sequence.shape[1]], self.rotary())
+        sequence, _ = self.stack(sequence, rotary=rotary, mask=MaskSpec.causal(sequence.shape[1]))
+        features = self.norm(sequence)
+        logits = self.head(features) if self.mixture else None
+        return Outputs(_velocity(self.velocity_head, x, t, features), logits)
 
 
 class NextScaleDenoiser(next_scale.NextScaleTransformer):
@@ -89,35 +105,40 @@ class NextScaleDenoiser(next_scale.NextScaleTransformer):
 
     Attributes:
       scales: height and width of each token map, coarse to fine.
-      head_sizes: of the head.
+      head_sizes, mixture: as in `RasterDenoiser`.
     """
 
     scales: tuple[tuple[int, int], ...] = ()
     head_sizes: diffusion_head.Sizes = diffusion_head.Sizes()
+    mixture: bool = False
 
     def setup(self):
         super().setup()
         self.velocity_head = _head(self.head_sizes, self.channels, self.sizes)
 
-    def generate(self, noise: Float[Array, "b n e"], labels: Int[Array, "b"]) -> Float[Array, "b n e"]:
-        """As `RasterDenoiser.generate`."""
-        features = self._features(enlarged(noise, self.scales), labels)
-        return noise - _velocity(self.velocity_head, noise[None], jnp.ones((1, *noise.shape[:2])), features)[0]
-
-    def velocity(
+    def after_noise(
         self,
-        features: Float[Array, "b k c"],
+        noise: Float[Array, "b n e"],
         labels: Int[Array, "b"],
         x: Float[Array, "m b n e"],
         t: Float[Array, "m b n"],
-    ) -> Float[Array, "m b n e"]:
-        """As `RasterDenoiser.velocity`, with the inputs of scales 2..K from the tokenizer's `teacher_input`."""
-        return _velocity(self.velocity_head, x, t, self._features(features, labels))
+    ) -> Outputs:
+        """As `RasterDenoiser.after_noise`."""
+        return self.after_tokens(enlarged(noise, self.scales), labels, x, t)
 
-    def _features(self, inputs: Float[Array, "b k c"], labels: Int[Array, "b"]) -> Float[Array, "b n d"]:
+    def after_tokens(
+        self,
+        inputs: Float[Array, "b k c"],
+        labels: Int[Array, "b"],
+        x: Float[Array, "m b n e"],
+        t: Float[Array, "m b n"],
+    ) -> Outputs:
+        """As `RasterDenoiser.after_tokens`, with the inputs of scales 2..K from the tokenizer's `teacher_input`."""
         condition = self.condition(labels)
-        x, _ = self.activations(inputs, condition)
-        return next_scale.modulated(self.norm(x), condition)
+        activations, _ = self.activations(inputs, condition)
+        features = next_scale.modulated(self.norm(activations), condition)
+        logits = self.head(features) if self.mixture else None
+        return Outputs(_velocity(self.velocity_head, x, t, features), logits)
 
 
 def enlarged(noise: Float[Array, "b n e"], scales: tuple[tuple[int, int], ...]) -> Float[Array, "b k e"]:

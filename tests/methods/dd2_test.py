@@ -16,7 +16,7 @@ from jaxar.diffusion import token_scores
 from jaxar.methods import ar, dd2, next_scale
 from jaxar.methods.base import Task
 from jaxar.models import diffusion_head
-from jaxar.models.token_denoiser import RasterDenoiser
+from jaxar.models.token_denoiser import Outputs, RasterDenoiser
 from jaxar.nn import quantize
 from jaxar.nn.convnet import ConvStack
 from jaxar.tokenizers import multiscale_vq, vq
@@ -33,7 +33,8 @@ SCALES = multiscale_vq.build(
     multiscale_vq.Config(quantizer=PlainVQ(vocab_size=VOCAB, channels=2), stack=STACK, scales=(1, 2), num_phi=1), IMAGE
 )
 GUIDED = lg.Sampling(guidance_scale=1.5, guidance_schedule="linear", temperature=0.8, top_k=2)
-MODEL = dd2.Model(diffusion_head.Sizes(1, 8))
+HEAD = diffusion_head.Sizes(1, 8)
+MODEL = dd2.Model(HEAD)
 KINDS = ("raster", "multiscale")
 
 
@@ -46,7 +47,8 @@ def noisy(init, seed, size=0.7):
 
 
 @functools.cache
-def built(kind, **config):
+def built(kind, mixture=None, **config):
+    """By default one kind is a mixture, so that tests see both."""
     tokenizer = VQ if kind == "raster" else SCALES
     task = Task(IMAGE, CLASSES, tokenizer.spec, tokenizer)
     if kind == "raster":
@@ -54,7 +56,8 @@ def built(kind, **config):
         teacher = ar.build(ar.Config(), sizes, task)
     else:
         teacher = next_scale.build(next_scale.Config(), next_scale.Model(num_layers=1, width=8, num_heads=1), task)
-    return dd2.build(dd2.Config(**config), MODEL, dataclasses.replace(task, teacher=teacher))
+    model = dd2.Model(HEAD, kind == "multiscale" if mixture is None else mixture)
+    return dd2.build(dd2.Config(**config), model, dataclasses.replace(task, teacher=teacher))
 
 
 @functools.cache
@@ -166,11 +169,17 @@ class Independent:
         return jnp.broadcast_to(jnp.log(jnp.array(self.probs)), (*ids.shape, len(self.probs)))
 
 
-def enumerated(teacher, tokenizer, width=16, **config):
+def enumerated(teacher, tokenizer, width=16, mixture=False, **config):
     sizes = ar.Model(num_layers=1, width=width, num_heads=1, hidden_multiple=8, dropout=0.0)
     spec = tokenizer.spec
     network = RasterDenoiser(
-        sizes, spec.vocab_size, spec.grid, 1, channels=spec.channels, head_sizes=diffusion_head.Sizes(1, width)
+        sizes,
+        spec.vocab_size,
+        spec.grid,
+        1,
+        channels=spec.channels,
+        head_sizes=diffusion_head.Sizes(1, width),
+        mixture=mixture,
     )
     return dd2.DD2(network, dd2.Config(**config), teacher, ar.Sampling(), tokenizer)
 
@@ -190,7 +199,7 @@ def test_with_one_token_the_loss_is_score_identity_distillation_of_a_dirac_mixtu
         q, (t, noise) = method._make({"generator": generator}, batch["label"], key)
         ids, t = jnp.zeros((16, 1), jnp.int32), t[..., None]
         x = (1 - t) * q + t * noise
-        velocity = method.network.apply(known["score"], ids, batch["label"], x, t[..., 0], method="velocity")
+        velocity, _ = method.network.apply(known["score"], ids, batch["label"], x, t[..., 0], method="after_tokens")
         fake = -(x + (1 - t) * velocity) / t
         real = jax.vmap(jax.vmap(jax.vmap(jax.grad(log_density))))(x, t)
         own = ((1 - t) * q - x) / t**2
@@ -218,7 +227,7 @@ class Exact:
     def apply(self, variables, ids, labels, x, t, method):
         fit = -jnp.sum((x[..., None, :] - (1 - t)[..., None, None] * jnp.array(self.rows)) ** 2, axis=-1)
         weights = jax.nn.softmax(jnp.log(jnp.array(self.probs)) + fit / (2 * t[..., None] ** 2))
-        return self.factor * (x - weights @ jnp.array(self.rows)) / t[..., None]
+        return Outputs(self.factor * (x - weights @ jnp.array(self.rows)) / t[..., None], None)
 
 
 def test_the_first_stage_teaches_the_closed_form():
@@ -236,11 +245,55 @@ def test_the_first_stage_teaches_the_closed_form():
         assert loss(wrong) > 1e-3
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mixture_starts_as_its_teacher(kind):
+    """Without guidance and filters D_S is D_T before any training, where the published head knows nothing."""
+
+    def gap(mixture):
+        method = built(kind, mixture)
+        known = variables(kind)
+        fresh = {name: v["params"] for name, v in nn.meta.unbox(method.init(jax.random.key(0))).items()}
+        known = {**known, **{name: {"params": p} for name, p in method.warm_start(fresh, known).items()}}
+        values = noise_of(method, 3)
+        draws = token_scores.draw(jax.random.key(4), 2, values.shape, (0.1, 0.9))
+        x = token_scores.noised(values, draws)
+        teacher, score, _, _ = method.denoisers(known, values, labels())
+        return np.abs(jax.jit(lambda: teacher(x, draws.t) - score(x, draws.t))()).max()
+
+    assert gap(True) < 1e-5
+    assert gap(False) > 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Opinion:
+    """In place of the generator: a law and a velocity, whatever comes before."""
+
+    probs: tuple[float, ...]
+
+    def apply(self, variables, before, labels, x, t, method):
+        laws = jnp.log(jnp.array(self.probs))
+        return Outputs(0.5 * x, jnp.broadcast_to(laws, (*before.shape[:2], len(self.probs))))
+
+
+@pytest.mark.parametrize("call", [1.0, 0.4])
+def test_the_generator_denoises_noise_of_the_time_of_its_call(call):
+    rows, probs = ((1.0, 1.0), (-1.0, 1.0), (1.0, -1.0), (-1.0, -1.0)), (0.1, 0.2, 0.3, 0.4)
+    method = enumerated(Independent(probs), Codes(rows, 3), 8, call=call)
+    method = dataclasses.replace(method, network=Opinion(probs))
+    noise = noise_of(method, 0)
+    made = method.generate({"generator": {}, "tokenizer": {}}, noise, labels())
+    codes = jnp.array(rows)
+    density = jnp.exp(-jnp.sum((call * noise[..., None, :] - (1 - call) * codes) ** 2, axis=-1) / (2 * call**2))
+    law = jnp.array(probs) * density
+    expected = law @ codes / law.sum(-1, keepdims=True) - call * 0.5 * call * noise
+    np.testing.assert_allclose(made, expected, atol=1e-5)
+
+
 class Idle:
     """A generator that hands on its noise, and a score without opinion."""
 
-    def apply(self, variables, values, labels, *looked_at, method):
-        return values if method == "generate" else jnp.zeros_like(looked_at[0])
+    def apply(self, variables, before, labels, x, t, method):
+        return Outputs(jnp.zeros_like(x), None)
 
 
 def test_tokens_that_the_teacher_excludes_are_counted_apart():
@@ -259,6 +312,7 @@ def test_players_start_with_what_they_share_and_the_generator_as_the_score(kind)
     fresh = {name: known[name]["params"] for name in method.players()}
     started = method.warm_start(fresh, known)
     own = {"velocity_head"} | ({"noise_projection"} if kind == "raster" else set())
+    assert ("head" in fresh["score"]) == (kind == "multiscale")
     for player, params in started.items():
         assert set(params) == set(fresh[player])
         for name in params:
@@ -292,6 +346,7 @@ def test_stages_and_ratios():
         ({"generator_every": 0}, "method.generator_every=0"),
         ({"draws": 0}, "method.draws=0"),
         ({"times": (0.0, 1.0)}, "method.times="),
+        ({"call": 0.0}, "method.call=0.0"),
         ({"teacher": lg.Sampling(greedy=True)}, "method.teacher.greedy=True"),
     ],
 )
@@ -330,10 +385,14 @@ def distilled(method, iterations, section, batch_size):
 OPTIM = {"learning_rate": 2e-3, "weight_decay": 0.0, "ema": (0.99,), "schedule": {"name": "cosine", "warmup_steps": 50}}
 
 
+ENDS = pytest.mark.parametrize("ours", [{}, {"mixture": True, "call": 0.6}], ids=["published", "mixture"])
+
+
 @pytest.mark.slow
-def test_one_call_draws_a_token_from_its_law():
+@ENDS
+def test_one_call_draws_a_token_from_its_law(ours):
     rows, probs = ((1.0, 1.0), (-1.0, 1.0), (1.0, -1.0), (-1.0, -1.0)), (0.1, 0.2, 0.3, 0.4)
-    method = enumerated(Independent(probs), Codes(rows, 1), 32, init_steps=0)
+    method = enumerated(Independent(probs), Codes(rows, 1), 32, init_steps=0, **ours)
     keys, cond = jax.random.split(jax.random.key(2), 20_000), {"label": jnp.zeros(20_000, jnp.int32)}
 
     def off(variables):
@@ -345,8 +404,9 @@ def test_one_call_draws_a_token_from_its_law():
 
 
 @pytest.mark.slow
-def test_one_call_draws_from_the_joint_law_of_two_tokens():
-    method = enumerated(Pair(), Codes(((-1.0,), (1.0,)), 2), 32, init_steps=0)
+@ENDS
+def test_one_call_draws_from_the_joint_law_of_two_tokens(ours):
+    method = enumerated(Pair(), Codes(((-1.0,), (1.0,)), 2), 32, init_steps=0, **ours)
     trained = distilled(method, 500, OPTIM, 256)
     keys, cond = jax.random.split(jax.random.key(2), 20_000), {"label": jnp.zeros(20_000, jnp.int32)}
     ids = jax.jit(method.sample, static_argnums=3)(trained, cond, keys, dd2.Sampling()).ids

@@ -134,7 +134,10 @@ CASES = {
             consistency.Doubling(num_steps=3000, first=4, last=64), target_decay=None, huber=0.03, weight="gap"
         ),
     ),
-    "meanflow": meanflow.MeanFlow(network(1, "noise"), None, meanflow.Config(label_drop=0.0, instant_share=0.5)),
+    # Without its weights of samples, which of one value would learn the median velocity.
+    "meanflow": meanflow.MeanFlow(
+        network(1, "noise"), None, meanflow.Config(label_drop=0.0, instant_share=0.5, norm_power=0.0)
+    ),
     "meanflow_distilled": meanflow.MeanFlow(network(1), TEACHER, meanflow.Config(instant_share=0.25)),
     "shortcut": shortcut.Shortcut(
         network(1), None, shortcut.Config(shortest=16, bootstrap_share=0.5, target_decay=0.95, label_drop=0.0)
