@@ -28,7 +28,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "weight_decay": 0.0,
         "ema": (0.98,),
     }
-    config.train = {"num_steps": 1000, "batch_size": 64, "checkpoint_every": 500}
+    config.train = {"num_steps": 3000, "batch_size": 64, "checkpoint_every": 1000}
     config.eval = {"every": 500, "sample_every": 500, "reference": "digits", "ema": "0.98"}
     if arg == "smoke":
         config.method.flow_steps = 4

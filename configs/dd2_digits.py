@@ -39,7 +39,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "weight_decay": 0.0,
         "ema": (0.995,),
     }
-    config.train = {"num_steps": 3000, "batch_size": 32, "checkpoint_every": 1000}
+    config.train = {"num_steps": 3000, "batch_size": 64, "checkpoint_every": 1000}
     config.eval = {"every": 500, "sample_every": 500, "reference": "digits", "ema": "0.995"}
     if arg == "smoke":
         config.model.head = {"num_layers": 1, "width": 32}

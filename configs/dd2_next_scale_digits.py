@@ -15,5 +15,10 @@ from ml_collections import ConfigDict
 def get_config(arg: str = "") -> ConfigDict:
     config = dd2_digits.get_config(arg)
     config.teacher = {"from_": "out/next_scale_digits"}
+    config.model.mixture = True
+    config.method.call = 0.6
     config.method.teacher = {"guidance_scale": 1.5, "guidance_schedule": "linear", "temperature": 0.8}
+    if arg != "smoke":
+        config.method.init_steps = 500
+        config.train.batch_size = 32
     return config

@@ -44,9 +44,18 @@ class Stopped(Exception):
     """SIGTERM ended a training after it was saved."""
 
 
-def enter(suite: Suite, method: str, budget: Budget, measuring: Measuring, judge: scoring.Judge) -> Row:
+def enter(
+    suite: Suite,
+    method: str,
+    budget: Budget,
+    measuring: Measuring,
+    judge: scoring.Judge,
+    latency_again: bool = False,
+) -> Row:
     """The line of one method; what the suite's runs and rows hold already is not done again.
 
+    Args:
+      latency_again: but for "latency_ms".
     Returns:
       "method", "teacher" (the configuration that it learns from, or None), "parameters", "num_steps", "own_num_steps"
       (before it was cut), and unless "refused" says why not, "train_seconds" and what `measure` returns.
@@ -71,7 +80,8 @@ def enter(suite: Suite, method: str, budget: Budget, measuring: Measuring, judge
     if parameters > budget.max_parameters:
         return row | {"refused": f"{parameters:,} parameters, {budget.max_parameters:,} are allowed"}
     train_once(config, folder)
-    return row | {"train_seconds": train_seconds(folder)} | _measured_once(folder, config["sample"], measuring, judge)
+    measured = _measured_once(folder, config["sample"], measuring, judge, latency_again)
+    return row | {"train_seconds": train_seconds(folder)} | measured
 
 
 def train_once(config: dict[str, Any], folder: pathlib.Path) -> None:
@@ -111,7 +121,13 @@ def train_seconds(folder: pathlib.Path) -> float:
     return sum((step - before) * timed[step] for before, step in zip([0, *steps], steps))
 
 
-def _measured_once(folder: pathlib.Path, options: dict[str, Any], measuring: Measuring, judge: scoring.Judge) -> Row:
+def _measured_once(
+    folder: pathlib.Path,
+    options: dict[str, Any],
+    measuring: Measuring,
+    judge: scoring.Judge,
+    latency_again: bool = False,
+) -> Row:
     """`measure` with these sampling options, stored beside the run under a name of what it depends on."""
     what = [(folder / "DONE").stat().st_mtime_ns, options, dataclasses.astuple(measuring), judge.sha256]
     name = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:8]
@@ -120,6 +136,10 @@ def _measured_once(folder: pathlib.Path, options: dict[str, Any], measuring: Mea
         print(f"measuring {folder}", file=sys.stderr)
         file.parent.mkdir(exist_ok=True)
         workdir.write_json(file, measure(sampled_with(run.load(folder), options), measuring, judge))
+    elif latency_again:
+        print(f"timing {folder}", file=sys.stderr)
+        timed = {"latency_ms": latencies(sampled_with(run.load(folder), options))}
+        workdir.write_json(file, workdir.read_json(file) | timed)
     return workdir.read_json(file)
 
 
@@ -136,7 +156,7 @@ def measure(opened: run.Run, measuring: Measuring, judge: scoring.Judge) -> Row:
       What `scoring.evaluate_generator` returns for the configuration's own sampling options, with "validation", "step",
       "ema", "latency_ms" (milliseconds per image by batch size, on one device), and what `few_calls` returns.
     """
-    latency = {str(size): latency_ms(opened, size) for size in BATCHES}
+    latency = latencies(opened)
     result = _score(opened, measuring, judge, {})
     return {
         **result,
@@ -173,6 +193,11 @@ def _score(opened: run.Run, measuring: Measuring, judge: scoring.Judge, options:
     return scoring.evaluate_generator(
         opened, judge, num=measuring.num, seeds=measuring.seeds, batch_size=BATCHES[-1], options=options
     )
+
+
+def latencies(opened: run.Run) -> dict[str, float]:
+    """`latency_ms` by batch size."""
+    return {str(size): latency_ms(opened, size) for size in BATCHES}
 
 
 def latency_ms(opened: run.Run, batch_size: int) -> float:

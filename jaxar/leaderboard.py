@@ -18,6 +18,7 @@ calls.
 """
 
 import dataclasses
+import itertools
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -28,6 +29,8 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+from matplotlib.text import Annotation
+from matplotlib.transforms import Bbox
 
 from jaxar import backend, cli, contest, evaluate, scoring, suites, workdir
 from jaxar.config import ConfigError, unknown
@@ -37,9 +40,14 @@ from jaxar.metrics import classifier
 from jaxar.metrics import reference as references
 
 FAILED = 1
+# Of labels from their points, the nearest first: right of it, then left, higher and lower.
+_OFFSETS = sorted(
+    ((side, up) for side, up in itertools.product((6, -6), range(-45, 46, 5))), key=lambda o: (abs(o[1] - 3), -o[0])
+)
+_MARK = 5  # half the size of a mark, in pixels
 
 
-def compete(suite: suites.Suite, budget: Budget, measuring: Measuring) -> list[Row]:
+def compete(suite: suites.Suite, budget: Budget, measuring: Measuring, latency_again: bool = False) -> list[Row]:
     """A row per method, the best first; see `contest.enter`.
 
     Raises:
@@ -49,7 +57,7 @@ def compete(suite: suites.Suite, budget: Budget, measuring: Measuring) -> list[R
     rows = []
     for method in suite.methods:
         try:
-            rows.append(contest.enter(suite, method, budget, measuring, judge))
+            rows.append(contest.enter(suite, method, budget, measuring, judge, latency_again))
         except (ConfigError, FloatingPointError) as error:
             rows.append({"method": method, "error": " ".join(str(error).split())})
             print(f"{method}: {rows[-1]['error']}", file=sys.stderr)
@@ -164,22 +172,44 @@ def _line(cells: Sequence[str]) -> str:
 
 def draw(rows: Sequence[Row], dataset: str, path: pathlib.Path) -> None:
     """Distance against milliseconds per image at the large batch; bars span the seeds, open marks took too long."""
-    measured = [row for row in rows if "metrics" in row]
+    measured, labels = [row for row in rows if "metrics" in row], []
     figure, axis = plt.subplots(figsize=(11, 7), layout="constrained")
     for row in measured:
         x, y = row["latency_ms"][str(contest.BATCHES[-1])], row["metrics"][f"fd_{dataset}"]
         bars = [[y["mean"] - y["min"]], [y["max"] - y["mean"]]]
         filled = "none" if "over the time" in row["note"] else "full"
-        axis.errorbar(x, y["mean"], bars, marker="o", fillstyle=filled, capsize=3)
-        axis.annotate(row["method"], (x, y["mean"]), xytext=(5, 4), textcoords="offset points", fontsize=8)
+        color = axis.errorbar(x, y["mean"], bars, marker="o", fillstyle=filled, capsize=3)[0].get_color()
+        label = axis.annotate(row["method"], (x, y["mean"]), (0, 0), textcoords="offset points", fontsize=8)
+        label.set_color(color)  # it may lie nearer to another mark
+        labels.append(label)
     if measured:
         floor = measured[0]["floor"][f"fd_{dataset}"]["mean"]
         axis.axhline(floor, color="grey", linestyle="--", label="floor: real training images")
         axis.legend()
         axis.set(xscale="log", yscale="log")
+        axis.margins(x=0.1)  # for labels
     axis.set(xlabel=f"ms per image, batch {contest.BATCHES[-1]}", ylabel=f"fd_{dataset}, lower is better")
+    _place(labels)
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def _place(labels: list[Annotation]) -> None:
+    """Moves each label to where it covers no mark and no label before it, if there is such a place nearby."""
+    if not labels:
+        return
+    labels[0].figure.draw_without_rendering()  # the layout is known after it
+    marks = [label.axes.transData.transform(label.xy) for label in labels]
+    taken = [Bbox.from_extents(x - _MARK, y - _MARK, x + _MARK, y + _MARK) for x, y in marks]
+    for label in labels:
+        for side, up in _OFFSETS:
+            label.set(position=(side, up), horizontalalignment="left" if side > 0 else "right")
+            box = label.get_window_extent()
+            if not any(box.overlaps(other) for other in taken):
+                break
+        else:
+            label.set_position(_OFFSETS[0])
+        taken.append(label.get_window_extent())
 
 
 def command(argv: list[str]) -> int:
@@ -194,7 +224,7 @@ def command(argv: list[str]) -> int:
     make_folder(out, "--out")
     backend.initialize()
     try:
-        rows = compete(suite, budget, measuring)
+        rows = compete(suite, budget, measuring, args.latency_again)
     except contest.Stopped:
         return cli.PREEMPTED
     report = {
@@ -224,6 +254,11 @@ def _parser() -> cli.Parser:
     parser.add_argument("--max_seconds", type=cli.integer(1), default=1800, metavar="N", help="default 1,800")
     parser.add_argument(
         "--num", type=cli.integer(1), metavar="N", help="samples per seed; default: as for jaxar.evaluate"
+    )
+    parser.add_argument(
+        "--latency_again",
+        action="store_true",
+        help="time all methods one after the other, also those that were measured before: for figures side by side",
     )
     parser.add_argument("--seeds", type=evaluate.seeds, default="0,1,2", help="of the samples (default 0,1,2)")
     parser.add_json()

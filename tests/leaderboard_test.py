@@ -1,11 +1,14 @@
 """The leaderboard on digits, with runs that other tests trained, and its rules on made-up rows."""
 
+import functools
+import itertools
 import json
 import pathlib
 import re
 import shutil
 import types
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -88,6 +91,34 @@ def test_samples_are_drawn_as_the_configuration_says_now(ar_run, tmp_path, monke
     for temperature in (0.5, 0.7, 0.5):
         contest._measured_once(tmp_path / "ar_digits", {"temperature": temperature}, measuring, judge)
     assert measured == [0.5, 0.7]
+
+
+def test_latency_is_measured_again_when_asked(ar_run, tmp_path, monkeypatch):
+    folder = pathlib.Path(shutil.copytree(ar_run, tmp_path / "ar_digits"))
+    monkeypatch.setattr(contest, "measure", lambda *_: {"latency_ms": {"1": 9.0}, "metrics": {"fd_digits": 3.0}})
+    monkeypatch.setattr(contest, "latency_ms", lambda opened, size: size / opened.options.temperature)
+    measured = functools.partial(
+        contest._measured_once,
+        folder,
+        {"temperature": 0.5},
+        contest.Measuring(16, (0,)),
+        types.SimpleNamespace(sha256=""),
+    )
+    assert measured()["latency_ms"] == {"1": 9.0} == measured()["latency_ms"]
+    timed = {"latency_ms": {"1": 2.0, "64": 128.0}, "metrics": {"fd_digits": 3.0}}
+    assert measured(latency_again=True) == timed == measured()
+
+
+def test_labels_cover_no_marks_and_one_another_nowhere():
+    figure, axis = plt.subplots()
+    points = np.random.default_rng(0).uniform(0.4, 0.6, (12, 2))
+    labels = [axis.annotate(f"method_{i}", xy, (0, 0), textcoords="offset points") for i, xy in enumerate(points)]
+    axis.set(xlim=(0, 1), ylim=(0, 1))
+    leaderboard._place(labels)
+    boxes = [label.get_window_extent() for label in labels]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    assert not any(box.contains(*axis.transData.transform(xy)) for box in boxes for xy in points)
+    plt.close(figure)
 
 
 def row(method, distance=1.0, seconds=1.0, **changes):

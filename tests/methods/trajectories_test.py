@@ -84,10 +84,11 @@ def train(method, teacher, num_steps):
 
     def one(carry, step, fn):
         params, aux, moments, average = carry
-        key = jax.random.fold_in(jax.random.key(1), step)
+        data_key, key = jax.random.split(jax.random.fold_in(jax.random.key(1), step))
+        batch = data(data_key)
 
         def loss(params):
-            return fn({"model": {"params": params, **aux}, "teacher": teacher}, data(key), key, step)[0]
+            return fn({"model": {"params": params, **aux}, "teacher": teacher}, batch, key, step)[0]
 
         change, moments = optimizer.update(jax.grad(loss)(params), moments, params)
         params = optax.apply_updates(params, change)
