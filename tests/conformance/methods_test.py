@@ -13,8 +13,16 @@ from jaxar.partition import single_device_mesh
 from jaxar.train_step import train_step
 from tests.conformance import cases
 
-# One configuration of each kind of generator; all others are tried in the slow suite.
-REPRESENTATIVES = (*cases.ALWAYS, "flow_digits", "maskgit_digits", "next_scale_digits")
+# One configuration of each kind; all others are tried in the slow suite.
+REPRESENTATIVES = (
+    *cases.ALWAYS,
+    "flow_digits",
+    "maskgit_digits",
+    "next_scale_digits",
+    "vq_digits",
+    "dd2_digits",
+    "consistency_digits",
+)
 NAMES = [pytest.param(n, marks=() if n in REPRESENTATIVES else pytest.mark.slow) for n in cases.digits_configs()]
 STEPS = 40
 
