@@ -6,8 +6,8 @@
 
 Needs its teacher, the run of configs/next_scale_digits.py in out/next_scale_digits.
 
-Cost: about 11 minutes on one CPU core that other work shares.
-Expected: fd_digits 3.6 in 1 call (teacher 2.5, floor 0.86), class consistency 100 %.
+Cost: about 20 minutes on one CPU core that other work shares.
+Expected: fd_digits 3.2 in 1 call (teacher 2.5, floor 0.86), class consistency 100 %.
 """
 
 import dd1_digits

@@ -3,6 +3,9 @@
     python -m jaxar.train --config=configs/edm_digits.py --workdir=out/edm_digits
 
 The argument `dit` trains the transformer of configs/flow_digits.py in its place.
+
+Cost: about 16 minutes on one CPU core that other work shares.
+Expected: fd_digits 1.6 (floor 0.86), class consistency 100 %.
 """
 
 import flow_digits
