@@ -385,12 +385,12 @@ def distilled(method, iterations, section, batch_size):
 OPTIM = {"learning_rate": 2e-3, "weight_decay": 0.0, "ema": (0.99,), "schedule": {"name": "cosine", "warmup_steps": 50}}
 
 
-ENDS = pytest.mark.parametrize("ours", [{}, {"mixture": True, "call": 0.6}], ids=["published", "mixture"])
+OURS = {"mixture": True, "call": 0.6}
 
 
 @pytest.mark.slow
-@ENDS
-def test_one_call_draws_a_token_from_its_law(ours):
+@pytest.mark.parametrize("ours, iterations", [({}, 500), (OURS, 2000)], ids=["published", "mixture"])
+def test_one_call_draws_a_token_from_its_law(ours, iterations):
     rows, probs = ((1.0, 1.0), (-1.0, 1.0), (1.0, -1.0), (-1.0, -1.0)), (0.1, 0.2, 0.3, 0.4)
     method = enumerated(Independent(probs), Codes(rows, 1), 32, init_steps=0, **ours)
     keys, cond = jax.random.split(jax.random.key(2), 20_000), {"label": jnp.zeros(20_000, jnp.int32)}
@@ -399,12 +399,12 @@ def test_one_call_draws_a_token_from_its_law(ours):
         ids = jax.jit(method.sample, static_argnums=3)(variables, cond, keys, dd2.Sampling()).ids
         return 0.5 * np.abs(np.bincount(np.asarray(ids)[:, 0], minlength=4) / len(keys) - probs).sum()
 
-    assert off(distilled(method, 500, OPTIM, 256)) < 0.03
+    assert off(distilled(method, iterations, OPTIM, 256)) < 0.03
     assert off({**nn.meta.unbox(method.init(jax.random.key(0))), "teacher": {}, "tokenizer": {}}) > 0.1
 
 
 @pytest.mark.slow
-@ENDS
+@pytest.mark.parametrize("ours", [{}, OURS], ids=["published", "mixture"])
 def test_one_call_draws_from_the_joint_law_of_two_tokens(ours):
     method = enumerated(Pair(), Codes(((-1.0,), (1.0,)), 2), 32, init_steps=0, **ours)
     trained = distilled(method, 500, OPTIM, 256)
