@@ -3,6 +3,8 @@
     python -m jaxar.train --config=configs/mar_flow_digits.py --workdir=out/mar_flow_digits
 
 Needs the tokenizer of configs/kl_digits.py in out/kl_digits. As configs/mar_digits.py:flow.
+
+Cost: about 29 minutes on one CPU core that other work shares.
 Expected: fd_digits 5.6 (floor 0.86), class consistency 99 %.
 """
 

@@ -202,14 +202,12 @@ def _place(labels: list[Annotation]) -> None:
     marks = [label.axes.transData.transform(label.xy) for label in labels]
     taken = [Bbox.from_extents(x - _MARK, y - _MARK, x + _MARK, y + _MARK) for x, y in marks]
     for label in labels:
-        for side, up in _OFFSETS:
+        for side, up in (*_OFFSETS, _OFFSETS[0]):  # the nearest, where none is free
             label.set(position=(side, up), horizontalalignment="left" if side > 0 else "right")
             box = label.get_window_extent()
             if not any(box.overlaps(other) for other in taken):
                 break
-        else:
-            label.set_position(_OFFSETS[0])
-        taken.append(label.get_window_extent())
+        taken.append(box)
 
 
 def command(argv: list[str]) -> int:

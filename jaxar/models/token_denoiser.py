@@ -82,22 +82,20 @@ class RasterDenoiser(causal.CausalTransformer):
           x: noised tokens, m of each.
           t: in [0, 1].
         """
-        return self._outputs(self.noise_projection(noise[:, :-1]), labels, x, t)
+        return _outputs(self, self._features(self.noise_projection(noise[:, :-1]), labels), x, t)
 
     def after_tokens(
         self, ids: Int[Array, "b n"], labels: Int[Array, "b"], x: Float[Array, "m b n e"], t: Float[Array, "m b n"]
     ) -> Outputs:
         """About noised tokens, given the clean ones before them, whose ids are `ids`."""
-        return self._outputs(self.token_embedding(ids[:, :-1]), labels, x, t)
+        return _outputs(self, self._features(self.token_embedding(ids[:, :-1]), labels), x, t)
 
-    def _outputs(self, before: Float[Array, "b k d"], labels: Array, x: Array, t: Array) -> Outputs:
-        """`before` stands for all tokens but the last."""
-        sequence = jnp.concatenate([self.class_embedding(labels)[:, None], before], axis=1)
-        rotary = jax.tree.map(lambda table: table[: sequence.shape[1]], self.rotary())
-        sequence, _ = self.stack(sequence, rotary=rotary, mask=MaskSpec.causal(sequence.shape[1]))
-        features = self.norm(sequence)
-        logits = self.head(features) if self.mixture else None
-        return Outputs(_velocity(self.velocity_head, x, t, features), logits)
+    def _features(self, x: Float[Array, "b k d"], labels: Int[Array, "b"]) -> Float[Array, "b n d"]:
+        """The vectors of all positions; `x` stands for all tokens but the last."""
+        x = jnp.concatenate([self.class_embedding(labels)[:, None], x], axis=1)
+        rotary = jax.tree.map(lambda table: table[: x.shape[1]], self.rotary())
+        x, _ = self.stack(x, rotary=rotary, mask=MaskSpec.causal(x.shape[1]))
+        return self.norm(x)
 
 
 class NextScaleDenoiser(next_scale.NextScaleTransformer):
@@ -136,9 +134,7 @@ class NextScaleDenoiser(next_scale.NextScaleTransformer):
         """As `RasterDenoiser.after_tokens`, with the inputs of scales 2..K from the tokenizer's `teacher_input`."""
         condition = self.condition(labels)
         activations, _ = self.activations(inputs, condition)
-        features = next_scale.modulated(self.norm(activations), condition)
-        logits = self.head(features) if self.mixture else None
-        return Outputs(_velocity(self.velocity_head, x, t, features), logits)
+        return _outputs(self, next_scale.modulated(self.norm(activations), condition), x, t)
 
 
 def enlarged(noise: Float[Array, "b n e"], scales: tuple[tuple[int, int], ...]) -> Float[Array, "b k e"]:
@@ -151,14 +147,16 @@ def enlarged(noise: Float[Array, "b n e"], scales: tuple[tuple[int, int], ...]) 
     return jnp.concatenate(maps, axis=1)
 
 
-def _velocity(
-    head: diffusion_head.DiffusionHead,
+def _outputs(
+    network: RasterDenoiser | NextScaleDenoiser,
+    features: Float[Array, "b n d"],
     x: Float[Array, "m b n e"],
     t: Float[Array, "m b n"],
-    features: Float[Array, "b n d"],
-) -> Float[Array, "m b n e"]:
+) -> Outputs:
+    """What both heads of a network say, given the vectors of all positions."""
     z = jnp.broadcast_to(features, (*t.shape, features.shape[-1]))
-    return head(x.reshape(-1, x.shape[-1]), _TIME * t.reshape(-1), z.reshape(-1, z.shape[-1])).reshape(x.shape)
+    velocity = network.velocity_head(x.reshape(-1, x.shape[-1]), _TIME * t.reshape(-1), z.reshape(-1, z.shape[-1]))
+    return Outputs(velocity.reshape(x.shape), network.head(features) if network.mixture else None)
 
 
 def _head(

@@ -383,8 +383,6 @@ def distilled(method, iterations, section, batch_size):
 
 
 OPTIM = {"learning_rate": 2e-3, "weight_decay": 0.0, "ema": (0.99,), "schedule": {"name": "cosine", "warmup_steps": 50}}
-
-
 OURS = {"mixture": True, "call": 0.6}
 
 
